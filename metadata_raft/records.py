@@ -1,0 +1,105 @@
+"""What queries of the replicated state return: immutable, typed, free of SQL."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ring.members import Member, NodeId
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class BucketRecord(_Record, frozen=True):
+    name: str
+    owner: str
+    visibility: str
+    hidden: bool
+    quota_bytes: int | None
+    created_ms: int
+    file_count: int
+    size_bytes: int
+
+
+class FileRecord(_Record, frozen=True):
+    """A file with its current version. Times are state time in milliseconds."""
+
+    bucket: str
+    path: str
+    file_id: int
+    version_id: int
+    size_bytes: int
+    etag: str
+    content_type: str
+    user_metadata: dict[str, str]
+    tags: tuple[str, ...]
+    owner: str
+    created_ms: int
+    modified_ms: int
+    content_checksum: bytes | None
+    chunking: int
+    inline: bytes | None
+    """The contents of a small file; None where segments hold them. Not loaded for listings."""
+
+
+class SegmentRecord(_Record, frozen=True):
+    """One run of chunks of a version; `chunks` is packed as in `PutFile.chunks`."""
+
+    ordinal: int
+    start: int
+    """Offset of its first byte within the file."""
+    size_bytes: int
+    chunks: bytes
+
+
+class Listing(_Record, frozen=True):
+    """One page in key order. `prefixes` are the common prefixes up to the delimiter."""
+
+    files: tuple[FileRecord, ...]
+    prefixes: tuple[str, ...]
+    next_cursor: str | None
+    """Where the next page starts: the last key or prefix given; None at the end."""
+
+
+class KeyRecord(_Record, frozen=True):
+    key_id: str
+    secret_hash: bytes
+    role: str
+    description: str
+    created_ms: int
+
+
+class MemberRecord(_Record, frozen=True):
+    member: Member
+    stage: str
+    """joining, learner or voter."""
+    in_ring: bool
+    boot_counter: int
+    software_version: str
+
+
+class ClusterRecord(_Record, frozen=True):
+    cluster_id: str
+    cluster_version: int
+    generation: int
+    epoch: int
+    epoch_floor: int
+    replicas: int
+
+
+class AppliedState(_Record, frozen=True):
+    """What a replica knows after applying an entry; published to listeners, read without SQL."""
+
+    index: int
+    term: int
+    time_ms: int
+    generation: int
+    epoch: int
+    members_version: int
+    """Grows whenever a member record changes."""
+
+
+class MemberAddress(_Record, frozen=True):
+    node_id: NodeId
+    raft_address: str
