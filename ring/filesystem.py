@@ -11,6 +11,7 @@ Nothing here buffers: a write that returned is in the operating system, and dura
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import Protocol
 
@@ -18,7 +19,11 @@ Buffer = bytes | bytearray | memoryview
 
 
 class File(Protocol):
-    """An open file; offsets and lengths are in bytes. Usable from several threads."""
+    """An open file; offsets and lengths are in bytes. Usable from several threads.
+
+    Opened with `direct`, offsets, lengths and the memory of buffers are multiples of 4 KiB, and
+    reading is by `read_into`; else the kernel answers OSError(EINVAL).
+    """
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`; a short write is continued."""
@@ -35,10 +40,14 @@ class File(Protocol):
     def datasync(self) -> None:
         """Make contents and size durable (fdatasync)."""
 
-    def truncate(self, size: int) -> None: ...
+    def truncate(self, size: int) -> None:
+        """Cut or extend with zeros to `size`; durable after `datasync`."""
 
     def allocate(self, offset: int, length: int) -> None:
-        """Reserve blocks without changing what a reader sees within the file (fallocate)."""
+        """Reserve blocks without changing what is stored; new bytes read as zeros (fallocate).
+
+        The size grows to cover the range. Raises OSError(ENOSPC) where the blocks can't be had.
+        """
 
     def punch_hole(self, offset: int, length: int) -> None:
         """Give the blocks of a range back; it reads as zeros. The size stays."""
@@ -63,7 +72,10 @@ class FileSystem(Protocol):
         """The names in a directory, sorted."""
 
     def make_directory(self, path: str) -> None:
-        """Make one directory; it may be there already."""
+        """Make one directory, whose parent must exist; it may be there already.
+
+        Durable after `sync_directory` of the parent.
+        """
 
     def replace(self, source: str, target: str) -> None:
         """Rename over `target`; durable after `sync_directory`."""
@@ -119,29 +131,34 @@ class RealFile:
     def write_vector_at(self, offset: int, pieces: list[Buffer]) -> None:
         for start in range(0, len(pieces), _VECTOR_LIMIT):
             batch = pieces[start : start + _VECTOR_LIMIT]
-            total = sum(len(piece) for piece in batch)
             written = os.pwritev(self._descriptor, batch, offset)
-            if written < total:
-                self.write_at(offset + written, b"".join(batch)[written:])
-            offset += total
+            offset += written
+            for piece in batch:
+                # A short write is rare: what it left is written piece by piece, uncopied.
+                if written < len(piece):
+                    rest = memoryview(piece)[written:]
+                    self.write_at(offset, rest)
+                    offset += len(rest)
+                written = max(0, written - len(piece))
 
     def read_at(self, offset: int, length: int) -> bytes:
         pieces: list[bytes] = []
         while length > 0:
             piece = os.pread(self._descriptor, length, offset)
-            if not piece:
-                break
             pieces.append(piece)
             offset, length = offset + len(piece), length - len(piece)
+            if not piece or (length > 0 and offset >= self.size()):
+                break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         done = 0
         while done < len(buffer):
             count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
-            if count == 0:
-                break
             done += count
+            # Asking on from an unaligned end would be EINVAL on a direct file, not "no more".
+            if count == 0 or (done < len(buffer) and offset + done >= self.size()):
+                break
         return done
 
     def datasync(self) -> None:
@@ -181,7 +198,11 @@ class RealFileSystem:
         return sorted(os.listdir(directory))
 
     def make_directory(self, path: str) -> None:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        try:
+            os.mkdir(path, mode=0o700)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
 
     def replace(self, source: str, target: str) -> None:
         os.replace(source, target)
@@ -211,12 +232,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
-    result = _libc.fallocate(
-        ctypes.c_int(descriptor), ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)
+    arguments = (
+        ctypes.c_int(descriptor),
+        ctypes.c_int(mode),
+        ctypes.c_int64(offset),
+        ctypes.c_int64(length),
     )
-    if result != 0:
+    while _libc.fallocate(*arguments) != 0:
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
 
 
 def can_punch_holes(directory: str) -> bool:
