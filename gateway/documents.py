@@ -1,0 +1,227 @@
+"""The JSON documents of the HTTP API, as types.
+
+The gateway encodes its answers from these, `client.py` decodes them into the same types, and
+`openapi.py` derives the published schemas from them, so the three cannot drift apart. Times are
+state time in milliseconds of the Unix epoch; digests are lower-case hex.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Visibility = Literal["private", "public-read", "public-read-write"]
+Role = Literal["admin", "writer", "reader"]
+
+
+class _Document(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A document that clients send; an unknown field is an error rather than ignored."""
+
+
+class Problem(_Document, frozen=True):
+    """An error (RFC 9457). `code` is stable and for programs, `detail` is for people."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    retryable: bool
+    """Whether the same request may succeed later, unchanged."""
+
+
+# --- buckets ---------------------------------------------------------------------------------
+
+Quota = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class BucketCreation(_Request, frozen=True):
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    visibility: Visibility = "private"
+    hidden: bool = False
+    """Left out of bucket listings, except the administrators'."""
+    quota_bytes: Quota | None = None
+
+
+class BucketChange(_Request, frozen=True):
+    """What is absent stays as it is."""
+
+    visibility: Visibility | msgspec.UnsetType = msgspec.UNSET
+    hidden: bool | msgspec.UnsetType = msgspec.UNSET
+    quota_bytes: Quota | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class BucketDocument(_Document, frozen=True):
+    name: str
+    owner: str
+    """The id of the key that created it."""
+    visibility: str
+    hidden: bool
+    quota_bytes: int | None
+    created_ms: int
+    file_count: int
+    size_bytes: int
+
+
+class BucketPage(_Document, frozen=True):
+    buckets: list[BucketDocument]
+    next_cursor: str | None
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+class FileDocument(_Document, frozen=True):
+    """Everything known of a file and its current version, except the contents."""
+
+    bucket: str
+    path: str
+    file_id: int
+    version_id: int
+    size_bytes: int
+    etag: str
+    """Without the quotes it has in the ETag header."""
+    content_type: str
+    user_metadata: dict[str, str]
+    tags: list[str]
+    owner: str
+    created_ms: int
+    modified_ms: int
+    content_blake3: str | None
+    """BLAKE3-256 of the contents, where the whole was seen in one piece."""
+    chunk_size_bytes: int
+    """What the contents were cut into; 0 for a file that lives inside the metadata."""
+
+
+class FilePage(_Document, frozen=True):
+    """One page of a listing in key order."""
+
+    files: list[FileDocument]
+    prefixes: list[str]
+    """The common prefixes, up to and with the delimiter."""
+    next_cursor: str | None
+    """Give it back as `cursor` for the next page; null at the end."""
+
+
+class UploadReceipt(_Document, frozen=True):
+    bucket: str
+    path: str
+    file_id: int
+    version_id: int
+    created: bool
+    """False where a file was there already and got a new version."""
+    etag: str
+    size_bytes: int
+    modified_ms: int
+
+
+# --- keys and tokens -------------------------------------------------------------------------
+
+
+class KeyCreation(_Request, frozen=True):
+    role: Role = "writer"
+    description: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+class KeyDocument(_Document, frozen=True):
+    key_id: str
+    role: str
+    description: str
+    created_ms: int
+
+
+class KeyList(_Document, frozen=True):
+    keys: list[KeyDocument]
+
+
+class NewKey(_Document, frozen=True):
+    key_id: str
+    role: str
+    description: str
+    key: str
+    """The whole key, `hfk_<key id>_<secret>`; shown this once, only its hash is kept."""
+
+
+class TokenCreation(_Request, frozen=True):
+    lifetime_seconds: Annotated[int, msgspec.Meta(ge=1, le=7 * 24 * 3600)] = 3600
+
+
+class NewToken(_Document, frozen=True):
+    token: str
+    """Admits one node, once; shown this once."""
+    lifetime_seconds: int
+
+
+# --- the cluster -----------------------------------------------------------------------------
+
+
+class MemberDocument(_Document, frozen=True):
+    node_id: str
+    client_url: str
+    peer_address: str
+    raft_address: str
+    zone: str
+    weight: int
+    stage: str
+    """joining, learner or voter."""
+    in_ring: bool
+    reachable: bool | None
+    """Whether the answering node reaches it; null where it has not tried."""
+    software_version: str
+
+
+class RaftDocument(_Document, frozen=True):
+    """The answering node's view of the Raft group."""
+
+    role: str
+    term: int
+    leader: str | None
+    commit_index: int
+    applied_index: int
+
+
+class ClusterDocument(_Document, frozen=True):
+    cluster_id: str
+    cluster_version: int
+    node_id: str
+    """The node that answers."""
+    software_version: str
+    quorum: bool
+    """Whether the answering node reaches a majority of the voters."""
+    settled: bool | None
+    """Whether all copies are where the current epoch wants them; null where it is not known."""
+    epoch: int
+    generation: int
+    replicas: int
+    raft: RaftDocument
+    members: list[MemberDocument]
+    load: dict[str, float]
+    """Figures of the answering node by name, units last: `chunks_bytes`, `buffers_bytes`, …"""
+
+
+class RingMemberDocument(_Document, frozen=True):
+    node_id: str
+    zone: str
+    weight: int
+    partitions: int
+    """How many of the partitions it owns a copy of."""
+    share: float
+    """Its part of all copies, 0 to 1."""
+
+
+class RingDocument(_Document, frozen=True):
+    epoch: int
+    epoch_floor: int
+    replicas: int
+    partitions: int
+    members: list[RingMemberDocument]
+
+
+class HealthDocument(_Document, frozen=True):
+    status: Literal["ok", "unavailable"]
+    detail: str
