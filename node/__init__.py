@@ -1,0 +1,1 @@
+"""The peer: composes the ring, the metadata and the gateway into one process."""

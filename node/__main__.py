@@ -1,0 +1,31 @@
+"""The `holdfast` command. Imports as little as the asked-for command needs."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; ends the process with one of the exit codes in `node/errors.py`."""
+    try:
+        from node import errors, shadowing  # noqa: PLC0415 - a foreign `node` is to be reported
+    except ImportError:
+        print(
+            f"holdfast: the package `node` at {sys.modules['node'].__file__} is not Holdfast's: "
+            "another distribution with that name is installed in this environment. Holdfast is an "
+            "application: give it a virtual environment of its own (or pipx, or a container).",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    try:
+        shadowing.check()
+    except errors.ShadowedError as error:
+        print(f"holdfast: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    from node.commands import run  # noqa: PLC0415 - only after the check
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()
