@@ -1,38 +1,197 @@
-"""What the ring needs of the layers above it, said in its own words.
+"""What the parts of the ring ask of one another, and what the ring asks of the layers above it.
 
-`node/` wires these to the replicated metadata; tests wire them to plain lists. Nothing in `ring/`
-knows Raft or SQL.
+Only types live here: immutable values and Protocols, no behaviour. The chunk store on disk is
+`ring/chunk_store.py`, its in-memory twin for tests is `tests/fakes/chunk_store.py`; both pass
+`tests/ring/chunk_store_conformance.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from ring.members import Membership
+from ring.filesystem import Buffer
+
+CHUNK_SIZE_LIMIT = 8 * 1024 * 1024
+"""Plain bytes of one chunk at most. A chunk has at least one byte."""
+
+CHUNK_ID_SIZE = 32
+"""Bytes of a chunk id: the BLAKE3-256 of the chunk's plaintext."""
+
+BLOCK_SIZE = 64 * 1024
+"""Plain bytes under one block checksum; the last block of a chunk may be shorter."""
+
+BLOCK_CHECKSUM_SIZE = 16
+"""Bytes of a block checksum: the first half of the BLAKE3-256 of the block."""
 
 
-class ClusterView(Protocol):
-    """This node's picture of the ring. It may lag behind the cluster; `refresh` catches it up."""
+class Codec(enum.IntEnum):
+    """How a chunk's payload is stored and travels between peers. The numbers are stored."""
 
-    def membership(self) -> Membership:
-        """The members of the newest epoch this node knows. Cheap: called for every chunk."""
-
-    def former(self) -> Sequence[Membership]:
-        """Older epochs whose owners may still hold copies, newest first."""
-
-    def generation(self) -> int:
-        """The generation of the newest state this node has applied (rule D4)."""
-
-    async def refresh(self) -> None:
-        """Return once the view is at least as new as the cluster was when this was called."""
+    RAW = 0
+    ZSTD = 1
 
 
-class LiveChunks(Protocol):
-    """Which chunks some file, or some upload in progress, refers to. Called in worker threads."""
+@dataclass(frozen=True, slots=True)
+class Checksums:
+    """What somebody who saw the plaintext computed from it: proof that a payload is the chunk."""
 
-    def referenced(self, chunk_ids: Sequence[bytes]) -> set[bytes]:
-        """Those of `chunk_ids` that are referenced in this node's applied state."""
+    chunk_id: bytes
+    blocks: bytes
+    """The block checksums, one behind the other."""
 
-    def page(self, after: bytes, limit: int) -> list[bytes]:
-        """Up to `limit` referenced ids greater than `after`, in order; empty at the end."""
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A chunk in the form in which it is stored and sent.
+
+    `checksums` is set by the two functions of `ring/codec.py` that saw the plaintext; a store that
+    is given None (a payload fresh from the network) verifies the plaintext itself.
+    """
+
+    payload: Buffer
+    codec: Codec
+    plain_length: int
+    checksums: Checksums | None = None
+
+
+class PutOutcome(enum.Enum):
+    """Both mean: durable here, touch raised."""
+
+    WRITTEN = "written"
+    EXISTED = "existed"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredContent:
+    """Verified plaintext: the range asked for, and the length of the whole chunk.
+
+    `data` may be a view on a pooled buffer, which goes back to the pool by itself when the last
+    view on it is gone; whoever keeps a few bytes of it for long should copy them.
+    """
+
+    data: memoryview
+    plain_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkStat:
+    """What the index knows about a chunk. A quarantined one is damaged: it counts as missing."""
+
+    plain_length: int
+    stored_length: int
+    codec: Codec
+    quarantined: bool
+    touch: int | None
+    """The generation of its last touch; None after a start until the floor is known (rule D4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRow:
+    """What a deletion is decided on, in the writer thread (rules D4, D5)."""
+
+    chunk_id: bytes
+    plain_length: int
+    stored_length: int
+    quarantined: bool
+    touch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionDigest:
+    """What the healthy chunks of a partition amount to; equal on nodes that hold the same ones."""
+
+    count: int
+    digest: bytes
+    """XOR of the chunk ids: 32 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """Counters since the start where named so, else the present state. Sizes are in bytes."""
+
+    chunks: int
+    plain_bytes: int
+    """Of the healthy chunks, before compression."""
+    stored_bytes: int
+    """Of their payloads, after compression."""
+    allocated_bytes: int
+    """What all records occupy on disk, quarantined ones and padding included."""
+    quarantined: int
+    volumes: int
+    queue_depth: int
+    """Operations waiting for the writer thread."""
+    groups: int
+    """Group commits since the start: one sync each."""
+    records_written: int
+    bytes_written: int
+    chunks_deleted: int
+    damage_found: int
+    """Records quarantined and unreadable regions met since the start."""
+    touch_floor: int | None
+    writable: bool
+    """False after a write error: reads go on, writes and deletions are refused."""
+
+
+class ChunkStore(Protocol):
+    """The chunks of one node. Called on one asyncio loop, except where said otherwise.
+
+    Errors (`ring/errors.py`): every call may raise StoreFailedError after a disk error.
+    """
+
+    async def put(self, chunk_id: bytes, content: Encoded, *, touch: int) -> PutOutcome:
+        """Store a chunk; durable on return, its touch is max(old, `touch`).
+
+        Does not return, not even when cancelled, before the store has ended with `content.payload`.
+        Raises ChunkRejectedError (the payload is not the chunk), StoreFullError,
+        StoreOverloadedError.
+        """
+
+    async def get(
+        self, chunk_id: bytes, *, start: int = 0, end: int | None = None
+    ) -> StoredContent:
+        """Return the plaintext from `start` up to `end` (exclusive, cut at the chunk's length).
+
+        Nothing unverified is returned. Raises ChunkNotFoundError; ChunkDamagedError, after which
+        the chunk is quarantined.
+        """
+
+    async def get_encoded(self, chunk_id: bytes) -> Encoded:
+        """Return a chunk as it is stored, verified, for sending it to a peer. Errors as `get`."""
+
+    async def stat(self, chunk_ids: Sequence[bytes]) -> list[ChunkStat | None]:
+        """Look chunks up in the index; None for those that are not here."""
+
+    async def touch(self, chunk_ids: Sequence[bytes], *, touch: int) -> list[bool]:
+        """Raise the touch of chunks to at least `touch`.
+
+        True where the chunk is here: durable, not quarantined, its record header checked (D2).
+        """
+
+    async def delete(self, chunk_id: bytes, *, unless: Callable[[ChunkRow], bool]) -> bool:
+        """Delete a chunk, healthy or quarantined, unless `unless` says to keep it.
+
+        `unless` is asked in the writer thread as the last thing before the deletion, which happens
+        only if the touch has not changed since. Returns whether the chunk was deleted: False where
+        it is not here, was kept, or no touch floor has been given yet.
+        """
+
+    def set_touch_floor(self, generation: int) -> None:
+        """Say that no chunk counts as touched before `generation` (rule D4).
+
+        Touches are lost with the process, so nothing is deleted after a start until a floor from a
+        linearizable read has been given. A floor never goes down.
+        """
+
+    def ids(self, after: bytes, limit: int) -> list[bytes]:
+        """Return up to `limit` ids of healthy chunks greater than `after`, in order. Any thread."""
+
+    def quarantined(self, limit: int) -> list[bytes]:
+        """Return up to `limit` ids of quarantined chunks, in order. Any thread."""
+
+    def partition_digests(self) -> list[PartitionDigest]:
+        """Return the digests of all 4,096 partitions. Any thread."""
+
+    def statistics(self) -> StoreStatistics: ...
