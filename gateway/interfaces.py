@@ -1,0 +1,144 @@
+"""What the gateway needs of the layers around it, said in its own words.
+
+`node/` passes a `MetadataGroup`, a `Replicator` and a `BufferPool`; tests pass a state machine
+without Raft and a dictionary of chunks. What these raise is translated in `gateway/errors.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import msgspec
+
+from gateway.documents import ClusterDocument, NewToken, RingDocument
+from metadata_raft.commands import Command, IdempotencyKey, Result
+from metadata_raft.records import (
+    AppliedState,
+    BucketRecord,
+    ClusterRecord,
+    FileRecord,
+    KeyRecord,
+    Listing,
+    SegmentRecord,
+)
+
+MIB = 1024 * 1024
+
+ReadOnlyBuffer = bytes | bytearray | memoryview
+
+
+class Snapshot(Protocol):
+    """A consistent view of the replicated state; lives for less than a second."""
+
+    def cluster(self) -> ClusterRecord | None: ...
+
+    def bucket(self, name: str) -> BucketRecord | None: ...
+
+    def buckets(self, after: str, limit: int) -> Sequence[BucketRecord]: ...
+
+    def file(self, bucket: str, path: str) -> FileRecord | None: ...
+
+    def file_by_id(self, file_id: int) -> FileRecord | None: ...
+
+    def files(
+        self, bucket: str, prefix: str, delimiter: str, cursor: str | None, limit: int
+    ) -> Listing: ...
+
+    def segments(
+        self, version_id: int, from_offset: int, limit: int
+    ) -> Sequence[SegmentRecord]: ...
+
+    def key(self, key_id: str) -> KeyRecord | None: ...
+
+    def keys(self) -> Sequence[KeyRecord]: ...
+
+
+class Metadata(Protocol):
+    """The replicated metadata (docs/architecture.md, `MetadataGroup`)."""
+
+    async def submit(
+        self,
+        command: Command,
+        *,
+        timeout_seconds: float = 10.0,
+        request_id: bytes | None = None,
+        idempotency: IdempotencyKey | None = None,
+    ) -> Result: ...
+
+    async def barrier(self, *, timeout_seconds: float = 1.0) -> int: ...
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]: ...
+
+    def applied(self) -> AppliedState: ...
+
+
+class Lease(Protocol):
+    """A writable buffer on loan; goes back when its last holder lets go."""
+
+    @property
+    def view(self) -> memoryview: ...
+
+    def retain(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+class Buffers(Protocol):
+    async def lease(self) -> Lease: ...
+
+
+class ChunkWritten(Protocol):
+    @property
+    def chunk_id(self) -> bytes: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+
+class Chunks(Protocol):
+    """The replicated chunks (docs/architecture.md, `Replicator`)."""
+
+    async def write(self, lease: Lease, length: int, *, generation: int) -> ChunkWritten: ...
+
+    async def read(
+        self, chunk_id: bytes, *, length: int, start: int = 0, end: int | None = None
+    ) -> ReadOnlyBuffer: ...
+
+
+class Cluster(Protocol):
+    """What the node says about itself and the others, and what it does about joining.
+
+    May raise `gateway.errors.ApiError` with any code of its table.
+    """
+
+    def status(self) -> ClusterDocument: ...
+
+    def ring(self) -> RingDocument: ...
+
+    def unready(self) -> str | None:
+        """Why this node should get no requests now, as a sentence; None when it is ready."""
+
+    async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken: ...
+
+    async def join(self, sealed: bytes) -> bytes:
+        """Answer a joining node; both bodies are sealed with the token and opaque here."""
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may choose of a gateway; bounds that nobody tunes are constants in place."""
+
+    chunk_size_bytes: int = 8 * MIB
+    """What files are cut into, at most 8 MiB; small in tests."""
+    body_silence_seconds: float = 30.0
+    """A request's body may pause for this long, an answer's reader as well."""
+    body_rate_bytes_min: int = 4096
+    """Bytes per second a body must keep up on average, once it had `body_silence_seconds`."""
+    read_budget_bytes: int = 128 * MIB
+    """Memory for chunks on their way to clients; a download takes at most a few chunks of it."""
+    requests_max: int = 2048
+    """Requests in progress; more are told to come back."""
