@@ -1,57 +1,82 @@
-"""What can go wrong in the metadata plane.
+"""What can go wrong with the replicated metadata, as one tree.
 
     MetadataError
-    ├── NoQuorumError          not submitted or not readable now; nothing happened; retry
-    ├── OverloadedError        a bounded queue is full; nothing happened; retry later
-    │   └── ReadersBusyError   every read connection is in use
-    ├── OutcomeUnknownError    submitted, fate unknown; repeat with the same request id
-    ├── SnapshotExpiredError   a read transaction reached its second; retry with smaller pages
-    ├── StateCorruptError      the SQLite state can't be what this node wrote; the process ends
-    └── UnknownVersionError    an entry, command or file newer than this software; the process ends
+    ├── NotSubmittedError           nothing happened; safe to repeat with any id
+    │   ├── NoQuorumError           no leader, or no majority answered in time
+    │   ├── OverloadedError         a bounded queue is full, or the leader's disk is
+    │   └── RemovedError            this node is no member any more
+    ├── OutcomeUnknownError         submitted, fate unknown; repeat with the same request id
+    └── MembershipChangeError       a change of voters was refused
 
-A refusal by the state machine is none of these: it is a `Failure`, a value.
+    FatalRaftError                  the process must end; going on could lose acknowledged data
+    ├── CommittedConflictError      a leader asks to truncate what is committed here
+    └── StateMismatchError          journal, manifest and state do not belong together
+
+    PeerError                       a connection was closed; the transport dials again
+    ├── HandshakeError              wrong key, cluster, incarnation or node
+    └── FrameError                  a frame is too large, forged, or no message
+
+`FatalRaftError` is no `MetadataError` on purpose: no request handler may catch it.
 """
 
 from __future__ import annotations
 
 
 class MetadataError(Exception):
-    """The root; `retryable` says whether the same request may succeed a little later."""
+    """A request to the metadata group failed. `retryable`: a repetition may succeed."""
+
+    retryable = True
+
+
+class NotSubmittedError(MetadataError):
+    """The command never reached a log; nothing happened."""
+
+
+class NoQuorumError(NotSubmittedError):
+    """No leader is known, or no majority of voters answered in time."""
+
+
+class OverloadedError(NotSubmittedError):
+    """A bounded queue of this node or of the leader is full."""
+
+
+class RemovedError(NotSubmittedError):
+    """This node was removed from the cluster for good; it has to join again under a new id."""
 
     retryable = False
 
 
-class NoQuorumError(MetadataError):
-    """No leader with a majority can be reached; nothing happened."""
-
-    retryable = True
-
-
-class OverloadedError(MetadataError):
-    """A bounded queue is full; nothing happened."""
-
-    retryable = True
-
-
-class ReadersBusyError(OverloadedError):
-    """Every connection of the reader pool is in use."""
-
-
 class OutcomeUnknownError(MetadataError):
-    """The command was submitted and its fate is unknown (rule M1)."""
+    """The command may or may not take effect; only the same request id may repeat it (rule M1)."""
 
-    retryable = True
-
-
-class SnapshotExpiredError(MetadataError):
-    """A read transaction was about to outlive its bound."""
-
-    retryable = True
+    def __init__(self, request_id: bytes, reason: str) -> None:
+        super().__init__(f"request {request_id.hex()}: {reason}; repeat it with the same id")
+        self.request_id = request_id
 
 
-class StateCorruptError(MetadataError):
-    """The state on disk is damaged, foreign, or failed to be written; this node must stop."""
+class MembershipChangeError(MetadataError):
+    """The leader refused to change the voters now (rule M7)."""
 
 
-class UnknownVersionError(MetadataError):
-    """Something newer than this software was met; applying it would make replicas differ."""
+class FatalRaftError(Exception):
+    """The process must end rather than go on: an invariant of replication does not hold."""
+
+
+class CommittedConflictError(FatalRaftError):
+    """An entry at or below this node's commit index differs from the leader's."""
+
+
+class StateMismatchError(FatalRaftError):
+    """The journal, the manifest and the state machine on this disk do not belong together."""
+
+
+class PeerError(Exception):
+    """A connection between nodes had to be closed."""
+
+
+class HandshakeError(PeerError):
+    """The other side could not prove that it is the wanted node of this cluster."""
+
+
+class FrameError(PeerError):
+    """A frame exceeds the bound, fails its authentication, or holds no message."""
