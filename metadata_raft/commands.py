@@ -35,6 +35,32 @@ ANONYMOUS = ""
 SYSTEM = "system"
 """The actor of what the cluster does by itself; never reachable through the gateway."""
 
+NAME_LENGTH_LIMIT = 256
+"""Characters of an entity tag, a content type, a description, or an id that a proposer chose."""
+
+USER_METADATA_SIZE_LIMIT = 8 * 1024
+"""Bytes of a file's user metadata (keys and values) and tags together, in UTF-8."""
+
+RECLAIM_ROW_LIMIT = 1_000
+"""Rows that one `ReclaimStep` may touch at most (rule M2)."""
+
+KEY_LIMIT = 1_000
+"""API keys in a cluster: one command may have to revoke them all (rule M2)."""
+
+RING_MEMBER_LIMIT = 1_000
+"""Members of one ring epoch; an epoch is one row."""
+
+REQUEST_LIFETIME_LIMIT_MS = 24 * 3_600_000
+"""How far ahead of state time `Proposal.not_after_ms` may lie."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A size, number, generation, epoch or time: what every reader of msgpack or JSON holds exactly."""
+
+Name = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_LIMIT)]
+ShortId = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_LIMIT)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+UploadId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+
 
 class _Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=True):
     pass
@@ -51,7 +77,7 @@ class CreateBucket(_Command, frozen=True):
     visibility: str = "private"
     """private, public-read or public-read-write."""
     hidden: bool = False
-    quota_bytes: int | None = None
+    quota_bytes: Count | None = None
 
 
 class UpdateBucket(_Command, frozen=True):
@@ -61,7 +87,7 @@ class UpdateBucket(_Command, frozen=True):
     actor: str
     visibility: str | msgspec.UnsetType = msgspec.UNSET
     hidden: bool | msgspec.UnsetType = msgspec.UNSET
-    quota_bytes: int | msgspec.UnsetType | None = msgspec.UNSET
+    quota_bytes: Count | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class DeleteBucket(_Command, frozen=True):
@@ -91,24 +117,25 @@ class PutFile(_Command, frozen=True):
     bucket: str
     path: str
     actor: str
-    size_bytes: int
-    etag: str
-    content_type: str = "application/octet-stream"
+    size_bytes: Count
+    etag: Name
+    content_type: Name = "application/octet-stream"
     user_metadata: dict[str, str] = {}
     tags: tuple[str, ...] = ()
     preconditions: Preconditions = Preconditions()
     inline: bytes | None = None
     chunks: bytes | None = None
     """Packed chunk references, at most 1,024: the one segment of the version."""
-    upload_id: bytes | None = None
-    """A staged upload whose segments become the version's."""
-    chunking: int = 0
+    upload_id: UploadId | None = None
+    """A staged upload whose segments become the version's; its generation and epochs were checked
+    segment by segment, so those below don't count."""
+    chunking: Count = 0
     """The chunk size the file was cut with, in bytes."""
-    generation: int = 0
+    generation: Count = 0
     """The generation the gateway read before its first chunk write (rule D4)."""
-    oldest_epoch: int = 0
+    oldest_epoch: Count = 0
     """The oldest ring epoch among the acknowledgements of its chunks (rule D6)."""
-    content_checksum: bytes | None = None
+    content_checksum: Digest | None = None
     """BLAKE3-256 of the contents, where the whole was seen in one piece."""
 
 
@@ -122,23 +149,27 @@ class DeleteFile(_Command, frozen=True):
 
 
 class StageSegment(_Command, frozen=True):
-    """Reference one full segment of an upload that is longer than a segment (rule M2).
+    """Reference one segment of an upload that is longer than a segment (rule M2).
 
-    The first one (`ordinal` 0) opens the upload; the ordinals have no gaps, a repeated one with the
-    same chunks is answered again. An upload whose last touch is a day of state time old is dropped.
+    The first one (`ordinal` 0) opens the upload; the ordinals have no gaps: one that comes before
+    its predecessor is answered with a retryable `stale_expectation`. One of the last 64 repeated
+    with the same chunks is answered again. Every segment but the last should be full. An upload
+    whose last touch is a day of state time old is dropped.
     """
 
-    upload_id: bytes
+    upload_id: UploadId
     actor: str
     bucket: str
-    ordinal: int
+    ordinal: Count
     chunks: bytes
-    generation: int
-    oldest_epoch: int
+    generation: Count
+    oldest_epoch: Count
 
 
 class AbortUpload(_Command, frozen=True):
-    upload_id: bytes
+    """Drop a staged upload; its space comes back in the background."""
+
+    upload_id: UploadId
     actor: str
 
 
@@ -148,19 +179,21 @@ class AbortUpload(_Command, frozen=True):
 class CreateKey(_Command, frozen=True):
     """Store an API key by its hash; the secret itself never enters the log."""
 
-    key_id: str
-    secret_hash: bytes
+    key_id: ShortId
+    secret_hash: Digest
     """BLAKE3-256 of the secret, which has 256 random bits."""
     actor: str
     role: str = "writer"
     """admin, writer or reader."""
-    description: str = ""
+    description: Name = ""
     replaces_role: str | None = None
     """Revoke every key of this role in the same step (`holdfast admin reset-key`)."""
 
 
 class RevokeKey(_Command, frozen=True):
-    key_id: str
+    """Remove an API key; what it did stays."""
+
+    key_id: ShortId
     actor: str
 
 
@@ -168,30 +201,39 @@ class RevokeKey(_Command, frozen=True):
 
 
 class CreateJoinToken(_Command, frozen=True):
-    token_id: str
-    secret_hash: bytes
+    """Store a one-use join token by its hash; it expires in state time."""
+
+    token_id: ShortId
+    secret_hash: Digest
     actor: str
-    lifetime_ms: int = 3_600_000
+    lifetime_ms: Annotated[int, msgspec.Meta(gt=0, le=30 * 24 * 3_600_000)] = 3_600_000
 
 
 class AdmitMember(_Command, frozen=True):
     """Spend a join token and record the node as joining; a repetition changes nothing."""
 
-    token_id: str
-    secret_hash: bytes
+    token_id: ShortId
+    secret_hash: Digest
     member: Member
 
 
 class UpdateMember(_Command, frozen=True):
-    """Record a member's new addresses, boot counter or version; proposed by the node itself."""
+    """Record a member's new addresses, boot counter or version; proposed by the node itself.
+
+    A boot counter below the recorded one is a `stale_expectation`: the node runs on a restored
+    snapshot of its disk (rule M7). A new zone or weight counts from the next ring epoch.
+    """
 
     member: Member
-    boot_counter: int
-    software_version: str = ""
+    boot_counter: Count
+    software_version: Name = ""
 
 
 class SetMemberStage(_Command, frozen=True):
-    """Advance a member (joining, learner, voter); the leader's membership worker decides."""
+    """Move a member from one stage (joining, learner, voter) to another, if it still is there.
+
+    The leader's membership worker decides; `stale_expectation` if the member is elsewhere.
+    """
 
     node_id: NodeId
     stage: str
@@ -201,9 +243,11 @@ class SetMemberStage(_Command, frozen=True):
 class ChangeRing(_Command, frozen=True):
     """Make a new ring epoch with these members, if `expected_epoch` is still the current one."""
 
-    expected_epoch: int
-    node_ids: tuple[NodeId, ...]
-    replicas: int = 3
+    expected_epoch: Count
+    node_ids: Annotated[
+        tuple[NodeId, ...], msgspec.Meta(min_length=1, max_length=RING_MEMBER_LIMIT)
+    ]
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3
     raise_floor: bool = False
     """Refuse from now on references staged in older epochs (rule D6)."""
 
@@ -211,11 +255,11 @@ class ChangeRing(_Command, frozen=True):
 class BootstrapCluster(_Command, frozen=True):
     """The first command of a new cluster: its identity, first member, first ring and admin key."""
 
-    cluster_id: str
+    cluster_id: ShortId
     member: Member
-    replicas: int
-    admin_key_id: str
-    admin_secret_hash: bytes
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=16)]
+    admin_key_id: ShortId
+    admin_secret_hash: Digest
     open_bucket: str | None = None
     """A bucket created public-read-write (`holdfast dev`)."""
 
@@ -226,17 +270,25 @@ class BootstrapCluster(_Command, frozen=True):
 class AdvanceGeneration(_Command, frozen=True):
     """Add one to the generation, if it still is `expected` (rule D4)."""
 
-    expected: int
+    expected: Count
 
 
 class ReclaimStep(_Command, frozen=True):
-    """Work off the queue of marked versions, buckets and uploads: at most `row_limit` rows."""
+    """Work off the queue of marked versions, buckets and uploads: about `row_limit` rows.
 
-    row_limit: int = 500
+    Also queues the uploads that nobody touched for a day, and forgets join tokens a day after they
+    expired. What was queued less than `grace_ms` of state time ago stays, for readers of long files
+    that page through the segments of a version just replaced.
+    """
+
+    row_limit: Annotated[int, msgspec.Meta(ge=1, le=RECLAIM_ROW_LIMIT)] = 500
+    grace_ms: Count = 0
 
 
 class SetClusterVersion(_Command, frozen=True):
-    version: int
+    """Allow what needs this version; never goes back, and ends a node too old to follow."""
+
+    version: Count
 
 
 Command = (
@@ -274,7 +326,12 @@ class IdempotencyKey(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Proposal(msgspec.Struct, frozen=True, array_like=True):
-    """One command on its way into the log (rule M1)."""
+    """One command on its way into the log (rule M1).
+
+    A repetition carries the same request id and the same `not_after_ms`, then it takes effect once.
+    Ids that begin with the proposer's coarse time (as UUIDv7 does) keep the table of results
+    compact: neighbours in time share pages. Nothing else depends on their form.
+    """
 
     request_id: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     not_after_ms: int
@@ -364,6 +421,7 @@ FAILURE_CODES = frozenset(
         "stale_expectation",
         "already_bootstrapped",
         "too_many_keys",
+        "idempotency_keys_full",
     }
 )
 

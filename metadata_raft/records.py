@@ -53,6 +53,17 @@ class SegmentRecord(_Record, frozen=True):
     chunks: bytes
 
 
+class UploadRecord(_Record, frozen=True):
+    """A staged upload: what the segments so far add up to."""
+
+    upload_id: bytes
+    bucket: str
+    actor: str
+    segment_count: int
+    size_bytes: int
+    touched_ms: int
+
+
 class Listing(_Record, frozen=True):
     """One page in key order. `prefixes` are the common prefixes up to the delimiter."""
 
@@ -98,6 +109,14 @@ class AppliedState(_Record, frozen=True):
     epoch: int
     members_version: int
     """Grows whenever a member record changes."""
+
+
+class StateDigest(_Record, frozen=True):
+    """What equal replicas agree on at an index (rule M8)."""
+
+    index: int
+    tables: dict[str, str]
+    """BLAKE3-256 in hexadecimal of each replicated table's rows in key order."""
 
 
 class MemberAddress(_Record, frozen=True):
