@@ -1,0 +1,120 @@
+"""The command line: `holdfast COMMAND`. Each command is a module that is imported when asked for.
+
+Every failure ends in one sentence on standard error and an exit code that scripts can rely on: 0
+done, 1 failed, 2 wrong usage, 3 not found, 5 try again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from node.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_NOT_FOUND,
+    EXIT_TRY_AGAIN,
+    EXIT_USAGE,
+    NodeError,
+)
+
+_EXIT_INTERRUPTED = 130
+"""What shells expect of a program that Ctrl-C has ended."""
+
+_COMMANDS = {
+    "serve": ("serve", "Run a node of a cluster."),
+    "dev": ("dev", "Run a whole cluster on this machine, for a first try."),
+    "put": ("put", "Store files, folders or a stream."),
+    "get": ("get", "Fetch files or folders."),
+    "cat": ("cat", "Write files to standard output."),
+    "ls": ("ls", "List buckets or files."),
+    "rm": ("rm", "Remove files."),
+    "bucket": ("bucket", "Create and remove buckets."),
+    "status": ("status", "Show the state of the cluster on one screen."),
+    "nodes": ("nodes", "List the nodes."),
+    "ring": ("ring", "Show who holds how much of the ring."),
+    "token": ("token", "Make a token with which a node joins."),
+    "admin": ("admin", "Recover access on a node itself."),
+}
+
+
+class _Commands(click.Group):
+    """A group that imports a command only when it is used."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"node.commands.{_COMMANDS[name][0]}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        # The default would import every command for its first line of help.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="holdfast", message="%(version)s")
+def _cli() -> None:
+    """Holdfast: a file store that keeps every acknowledged byte when machines fail."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        code = _cli.main(
+            list(arguments) if arguments is not None else None,
+            prog_name="holdfast",
+            standalone_mode=False,
+        )
+    except click.UsageError as error:
+        error.show()
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        print("holdfast: interrupted", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return EXIT_FAILED
+    except NodeError as error:
+        for line in str(error).splitlines():
+            print(f"holdfast: {line}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`holdfast ls | head`).
+        sys.stderr.close()
+        return EXIT_DONE
+    except Exception as error:
+        known = client_failure(error)
+        if known is None:
+            raise
+        sentence, exit_code = known
+        print(f"holdfast: {sentence}", file=sys.stderr)
+        return exit_code
+    return code if isinstance(code, int) else EXIT_DONE
+
+
+def client_failure(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and exit code for what the gateway's client raises; None for anything else."""
+    # Imported here: `serve --help` and the like need no client.
+    from gateway import client  # noqa: PLC0415
+
+    match error:
+        case client.NotFoundError():
+            return error.detail, EXIT_NOT_FOUND
+        case client.TryAgainError():
+            return error.detail, EXIT_TRY_AGAIN
+        case client.UnreachableError():
+            return f"The node can't be reached: {error}", EXIT_TRY_AGAIN
+        case client.ClientError():
+            return str(error), EXIT_FAILED
+        case _:
+            return None
