@@ -23,6 +23,7 @@ from metadata_raft.records import (
     Listing,
     SegmentRecord,
 )
+from ring.buffers import Lease
 
 MIB = 1024 * 1024
 
@@ -74,19 +75,10 @@ class Metadata(Protocol):
     def applied(self) -> AppliedState: ...
 
 
-class Lease(Protocol):
-    """A writable buffer on loan; goes back when its last holder lets go."""
-
-    @property
-    def view(self) -> memoryview: ...
-
-    def retain(self) -> None: ...
-
-    def release(self) -> None: ...
-
-
 class Buffers(Protocol):
-    async def lease(self) -> Lease: ...
+    """The node's pool of large buffers (ring/buffers.py)."""
+
+    async def lease(self, size: int) -> Lease: ...
 
 
 class ChunkWritten(Protocol):
