@@ -1,0 +1,75 @@
+"""The control socket: reachable from the data directory alone, and clear when nobody answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.documents import NewKey, NewToken, TokenCreation
+from gateway.errors import ApiError
+from node import control
+from node.control import ControlError, ControlServer
+
+
+class FakeNode:
+    async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken:
+        return NewToken(token=f"token of {actor}", lifetime_seconds=lifetime_seconds)
+
+    async def reset_admin_key(self) -> NewKey:
+        raise ApiError("no_quorum", "no leader is known")
+
+
+@pytest.fixture
+async def directory(tmp_path: Path) -> AsyncIterator[str]:
+    # Deeper than a Unix socket's address could name.
+    path = tmp_path / ("d" * 100) / ("e" * 100)
+    path.mkdir(parents=True)
+    server = ControlServer(str(path), FakeNode())
+    await server.start()
+    yield str(path)
+    await server.stop()
+
+
+async def test_a_call_is_answered_however_long_the_path_is(directory: str) -> None:
+    """The answer comes back typed; the node acts as the system, without any key."""
+    token = await asyncio.to_thread(
+        control.call, directory, "/token", NewToken, TokenCreation(lifetime_seconds=9)
+    )
+    assert token == NewToken(token="token of system", lifetime_seconds=9)
+
+
+async def test_others_cannot_open_the_socket(directory: str) -> None:
+    """The socket is its owner's alone."""
+    assert os.stat(os.path.join(directory, "control.sock")).st_mode & 0o077 == 0
+
+
+async def test_a_refusal_keeps_its_sentence_and_says_whether_to_try_again(directory: str) -> None:
+    """No quorum: exit code 5."""
+    with pytest.raises(ControlError, match="no leader is known") as raised:
+        await asyncio.to_thread(control.call, directory, "/reset-key", NewKey)
+    assert raised.value.exit_code == 5
+
+
+def test_without_a_node_the_sentence_says_so(tmp_path: Path) -> None:
+    """Neither a missing directory nor a socket that a killed node left is a traceback."""
+    with pytest.raises(ControlError, match="No node answers on the data directory"):
+        control.call(str(tmp_path / "missing"), "/token", NewToken)
+    (tmp_path / "control.sock").write_text("")
+    with pytest.raises(ControlError, match="start it first"):
+        control.call(str(tmp_path), "/token", NewToken)
+
+
+async def test_a_socket_left_by_a_killed_node_is_replaced(tmp_path: Path) -> None:
+    """A restart after kill -9 listens again."""
+    (tmp_path / "control.sock").write_text("")
+    server = ControlServer(str(tmp_path), FakeNode())
+    await server.start()
+    try:
+        token = await asyncio.to_thread(control.call, str(tmp_path), "/token", NewToken)
+        assert token.lifetime_seconds == 3600
+    finally:
+        await server.stop()
