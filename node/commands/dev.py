@@ -20,7 +20,7 @@ def command(nodes: int, data: str | None) -> None:
     stop_on_signals(cluster)
     try:
         cluster.start()
-        for line in _welcome(cluster):
+        for line in welcome(cluster):
             click.echo(line)
         cluster.watch()
         click.echo("Stopping ...")
@@ -28,7 +28,8 @@ def command(nodes: int, data: str | None) -> None:
         cluster.stop()
 
 
-def _welcome(cluster: DevelopmentCluster) -> list[str]:
+def welcome(cluster: DevelopmentCluster) -> list[str]:
+    """Where everything is, and lines to copy."""
     first, last = cluster.nodes[0], cluster.nodes[-1]
     return [
         "",
