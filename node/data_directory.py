@@ -49,12 +49,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     boot_counter: int = 0
     stage: Stage
     """founding and joining survive a crash in the middle and are taken up again."""
-    cluster_secret: str
-    """Hexadecimal; what peers prove to each other."""
-    contacts: tuple[str, ...] = ()
-    """Raft addresses of members known when this node joined: where it looks first."""
-    raft_members: tuple[tuple[str, str], ...] = ()
-    """(node id, Raft address) of the voters known when this node joined."""
+    cluster_secret: str = ""
+    """Hexadecimal; what peers prove to each other. Empty until a joining node is admitted."""
+    seeds: tuple[tuple[str, str], ...] = ()
+    """(node id, Raft address) of the members known when this node joined."""
 
     def __repr__(self) -> str:
         return f"Identity(cluster {self.cluster_id}, node {self.node_id}, {self.stage})"
