@@ -4,6 +4,7 @@
     ├── NotSubmittedError           nothing happened; safe to repeat with any id
     │   ├── NoQuorumError           no leader, or no majority answered in time
     │   ├── OverloadedError         a bounded queue is full, or the leader's disk is
+    │   ├── CommandTooLargeError    the command does not fit into an entry
     │   └── RemovedError            this node is no member any more
     ├── OutcomeUnknownError         submitted, fate unknown; repeat with the same request id
     └── MembershipChangeError       a change of voters was refused
@@ -38,6 +39,12 @@ class NoQuorumError(NotSubmittedError):
 
 class OverloadedError(NotSubmittedError):
     """A bounded queue of this node or of the leader is full."""
+
+
+class CommandTooLargeError(NotSubmittedError):
+    """The encoded command does not fit into one Raft entry (rule M2)."""
+
+    retryable = False
 
 
 class RemovedError(NotSubmittedError):

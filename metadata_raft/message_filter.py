@@ -103,16 +103,18 @@ class ReplyVerdict(Enum):
 
 
 def judge_reply(
-    reply: AppendReply, *, current_term: int, is_leader: bool, is_member: bool, is_voter: bool
+    reply: AppendReply, *, current_term: int, is_leader: bool, is_member: bool
 ) -> ReplyVerdict:
     """What a leader does with an acknowledgement.
 
-    One of an earlier term proves nothing about this one (hazard 3). A voter in a later term must
-    be heard, or it could never follow this leader again; anybody else's term is its own affair.
+    One of an earlier term proves nothing about this one (hazard 3). A member in a later term must
+    be heard, or it could never follow this leader again; a stranger's term is its own affair.
     """
+    if not is_member:
+        return ReplyVerdict.IGNORE
     if reply.term > current_term:
-        return ReplyVerdict.STEP_DOWN if is_voter else ReplyVerdict.IGNORE
-    if reply.term < current_term or not is_leader or not is_member:
+        return ReplyVerdict.STEP_DOWN
+    if reply.term < current_term or not is_leader:
         return ReplyVerdict.IGNORE
     return ReplyVerdict.DELIVER
 
