@@ -1,0 +1,210 @@
+"""What the leader does for the whole cluster, one small step at a time.
+
+Three background jobs, run on every node, idle except on the leader: new members get their place in
+the ring once they count in Raft (rule M7's last step); the generation advances, which garbage
+collection runs on (rule D4); and the queue of deleted things is worked off. Every step is a command
+that carries the expectation it was decided on, so that two nodes that both believe to lead can't
+do it twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from metadata_raft.commands import (
+    AdvanceGeneration,
+    ChangeRing,
+    Command,
+    Failure,
+    Reclaimed,
+    ReclaimStep,
+    Result,
+    RingChanged,
+)
+from metadata_raft.errors import MetadataError
+from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
+from node.logs import event
+
+logger = logging.getLogger(__name__)
+
+RING_INTERVAL_SECONDS = 0.25
+"""How often the leader looks for members that belong in the ring: a join feels immediate."""
+
+RECLAIM_INTERVAL_SECONDS = 5.0
+"""How often the leader looks for deleted things, if anything has changed since."""
+
+RECLAIM_IDLE_SECONDS = 600.0
+"""How often it does where nothing changes: uploads and tokens expire with time alone."""
+
+RECLAIM_GRACE_MS = 60_000
+"""What was deleted less than this ago stays for downloads that are under way."""
+
+RECLAIM_PAUSE_SECONDS = 0.02
+"""Between two steps while there is work: the log is for clients first."""
+
+RETRY_SECONDS = 1.0
+"""After a failure: about the time in which a cluster finds a new leader."""
+
+
+class WorkerSnapshot(Protocol):
+    def cluster(self) -> ClusterRecord | None: ...
+
+    def members(self) -> Sequence[MemberRecord]: ...
+
+
+class WorkedMetadata(Protocol):
+    """What the jobs need of `MetadataGroup`."""
+
+    async def submit(self, command: Command, *, timeout_seconds: float = 10.0) -> Result: ...
+
+    def snapshot(self) -> AbstractContextManager[WorkerSnapshot]: ...
+
+    def applied(self) -> AppliedState: ...
+
+
+class RingWorker:
+    """Takes members into the ring; `leads` tells whether this node is the leader."""
+
+    def __init__(self, metadata: WorkedMetadata, leads: Callable[[], bool]) -> None:
+        self._metadata = metadata
+        self._leads = leads
+        self._seen: int | None = None
+
+    async def work(self) -> float:
+        """One look, at most one change; returns the seconds until the next."""
+        version = self._metadata.applied().members_version
+        if not self._leads() or version == self._seen:
+            return RING_INTERVAL_SECONDS
+        with self._metadata.snapshot() as snapshot:
+            cluster, members = snapshot.cluster(), snapshot.members()
+        change = None if cluster is None else ring_change(cluster, members)
+        if change is None:
+            self._seen = version
+            return RING_INTERVAL_SECONDS
+        result = await _submitted(self._metadata, change)
+        if isinstance(result, RingChanged):
+            event(
+                logger,
+                logging.INFO,
+                "the ring has a new epoch",
+                epoch=result.epoch,
+                nodes=len(change.node_ids),
+            )
+            return RING_INTERVAL_SECONDS
+        return RETRY_SECONDS
+
+
+class GenerationWorker:
+    """Advances the generation every `interval_seconds` of this leader's own clock.
+
+    No deletion is decided by the clock: a generation that comes too early or too late only moves
+    the moment at which space comes back.
+    """
+
+    def __init__(
+        self,
+        metadata: WorkedMetadata,
+        leads: Callable[[], bool],
+        interval_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metadata = metadata
+        self._leads = leads
+        self._interval = interval_seconds
+        self._clock = clock
+        self._generation = -1
+        self._since = 0.0
+
+    async def work(self) -> float:
+        generation = self._metadata.applied().generation
+        now = self._clock()
+        if generation != self._generation or not self._leads():
+            # A new one, or nothing to do with us: the interval begins anew.
+            self._generation, self._since = generation, now
+        remaining = self._interval - (now - self._since)
+        if remaining > 0:
+            return min(remaining, RETRY_SECONDS)
+        await _submitted(self._metadata, AdvanceGeneration(expected=generation))
+        return 0.0
+
+
+class ReclaimWorker:
+    """Works off the queue of deleted versions, buckets and uploads."""
+
+    def __init__(
+        self,
+        metadata: WorkedMetadata,
+        leads: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metadata = metadata
+        self._leads = leads
+        self._clock = clock
+        self._settled_index = -1
+        self._changed_at = 0.0
+        self._worked_at = float("-inf")
+
+    async def work(self) -> float:
+        now = self._clock()
+        if not self._leads():
+            self._settled_index = -1
+            return RETRY_SECONDS
+        if self._metadata.applied().index != self._settled_index:
+            self._changed_at = now
+        # What was deleted last ripens a grace later, though nothing changes until then.
+        ripening = now - self._changed_at < RECLAIM_GRACE_MS / 1000 + 2 * RECLAIM_INTERVAL_SECONDS
+        if not ripening and now - self._worked_at < RECLAIM_IDLE_SECONDS:
+            return RECLAIM_INTERVAL_SECONDS
+        result = await _submitted(self._metadata, ReclaimStep(grace_ms=RECLAIM_GRACE_MS))
+        self._worked_at = now
+        if not isinstance(result, Reclaimed):
+            return RETRY_SECONDS
+        # Our own step moves the index too; only what others did is a reason to look again.
+        self._settled_index = self._metadata.applied().index
+        return RECLAIM_PAUSE_SECONDS if result.remaining else RECLAIM_INTERVAL_SECONDS
+
+
+def ring_change(cluster: ClusterRecord, members: Sequence[MemberRecord]) -> ChangeRing | None:
+    """The next ring, if somebody belongs in it who is not: who has caught up with the log.
+
+    A voter has. A learner has where no more voters are wanted, so that it stays one.
+    """
+    voters = sum(record.stage == "voter" for record in members)
+    enough = voters >= voters_wanted(len(members))
+    present = [record for record in members if record.in_ring]
+    new = [
+        record
+        for record in members
+        if not record.in_ring
+        and (record.stage == "voter" or (record.stage == "learner" and enough))
+    ]
+    if cluster.epoch == 0 or not new:
+        return None
+    return ChangeRing(
+        expected_epoch=cluster.epoch,
+        node_ids=tuple(sorted(record.member.node_id for record in [*present, *new])),
+        replicas=cluster.replicas,
+    )
+
+
+def voters_wanted(nodes: int) -> int:
+    """Up to five, at most the largest odd number of nodes; but of two nodes both vote."""
+    if nodes == 2:
+        return 2
+    return min(5, nodes if nodes % 2 else nodes - 1)
+
+
+async def _submitted(metadata: WorkedMetadata, command: Command) -> Result | None:
+    """The result, or None where the cluster can't take the command now; the next look decides."""
+    try:
+        result = await metadata.submit(command)
+    except MetadataError as error:
+        event(logger, logging.DEBUG, "a step of the leader waits", reason=str(error))
+        return None
+    if isinstance(result, Failure):
+        event(logger, logging.DEBUG, "a step of the leader was overtaken", reason=result.detail)
+    return result

@@ -1,0 +1,189 @@
+"""The leader's chores: who enters the ring when, and when generation and reclaiming move."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from metadata_raft.commands import (
+    Advanced,
+    AdvanceGeneration,
+    ChangeRing,
+    Command,
+    Failure,
+    Reclaimed,
+    ReclaimStep,
+    Result,
+    RingChanged,
+)
+from metadata_raft.errors import NoQuorumError
+from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
+from node import cluster_worker
+from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker, ring_change
+from ring.members import Member
+
+
+def record(name: str, stage: str = "voter", *, in_ring: bool = True) -> MemberRecord:
+    return MemberRecord(
+        member=Member(node_id=name, peer_address="", raft_address="", client_url=""),
+        stage=stage,
+        in_ring=in_ring,
+        boot_counter=1,
+        software_version="",
+    )
+
+
+def cluster(epoch: int = 4) -> ClusterRecord:
+    return ClusterRecord(
+        cluster_id="c", cluster_version=1, generation=7, epoch=epoch, epoch_floor=0, replicas=3
+    )
+
+
+class FakeMetadata:
+    """Applies nothing; answers as told and keeps what was submitted."""
+
+    def __init__(self, members: Sequence[MemberRecord] = ()) -> None:
+        self.records = members
+        self.submitted: list[Command] = []
+        self.answers: list[Result | Exception] = []
+        self.index = self.generation = self.members_version = 1
+
+    async def submit(self, command: Command, *, timeout_seconds: float = 10.0) -> Result:
+        self.submitted.append(command)
+        self.index += 1
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[FakeMetadata]:
+        yield self
+
+    def cluster(self) -> ClusterRecord | None:
+        return cluster()
+
+    def members(self) -> Sequence[MemberRecord]:
+        return self.records
+
+    def applied(self) -> AppliedState:
+        return AppliedState(
+            index=self.index,
+            term=1,
+            time_ms=0,
+            generation=self.generation,
+            epoch=4,
+            members_version=self.members_version,
+        )
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_new_voter_enters_the_ring_with_those_that_are_in_it() -> None:
+    """The change names everybody, sorted, and expects the epoch it was decided on."""
+    change = ring_change(cluster(), [record("b"), record("a", in_ring=False)])
+    assert change == ChangeRing(expected_epoch=4, node_ids=("a", "b"), replicas=3)
+
+
+@pytest.mark.parametrize("stage", ["joining", "learner"])
+def test_a_member_that_has_not_caught_up_waits(stage: str) -> None:
+    """Nobody gets chunks before it knows the state by which it would judge them."""
+    members = [record("a"), record("b"), record("c", stage, in_ring=False)]
+    assert ring_change(cluster(), members) is None
+
+
+def test_a_learner_that_stays_one_enters_too() -> None:
+    """The fourth of four nodes never votes, and stores all the same."""
+    members = [record("a"), record("b"), record("c"), record("d", "learner", in_ring=False)]
+    change = ring_change(cluster(), members)
+    assert change is not None
+    assert change.node_ids == ("a", "b", "c", "d")
+
+
+def test_a_settled_ring_and_an_unfounded_cluster_change_nothing() -> None:
+    """No epoch without a reason."""
+    assert ring_change(cluster(), [record("a"), record("b")]) is None
+    assert ring_change(cluster(epoch=0), [record("a", in_ring=False)]) is None
+
+
+@pytest.mark.parametrize(("nodes", "voters"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (9, 5)])
+def test_voters_are_odd_except_for_two(nodes: int, voters: int) -> None:
+    """As the design says."""
+    assert cluster_worker.voters_wanted(nodes) == voters
+
+
+async def test_only_the_leader_changes_the_ring() -> None:
+    """A follower looks on."""
+    metadata = FakeMetadata([record("a"), record("b", in_ring=False)])
+    await RingWorker(metadata, lambda: False).work()
+    assert metadata.submitted == []
+
+
+async def test_the_ring_is_looked_at_again_only_when_members_changed() -> None:
+    """An idle leader reads nothing, four times a second."""
+    metadata = FakeMetadata([record("a"), record("b", in_ring=False)])
+    metadata.answers = [NoQuorumError("none"), RingChanged(epoch=5)]
+    worker = RingWorker(metadata, lambda: True)
+    assert await worker.work() == cluster_worker.RETRY_SECONDS
+    await worker.work()
+    assert len(metadata.submitted) == 2
+    metadata.records = [record("a"), record("b")]
+    await worker.work()
+    metadata.records = [record("a"), record("b", in_ring=False)]
+    await worker.work()
+    assert len(metadata.submitted) == 2
+    metadata.members_version += 1
+    metadata.answers = [Failure(code="stale_expectation", detail="")]
+    await worker.work()
+    assert len(metadata.submitted) == 3
+
+
+async def test_the_generation_advances_once_per_interval_of_leadership() -> None:
+    """A new leader waits a whole interval; a failure is tried again; the expectation is carried."""
+    metadata, clock, leading = FakeMetadata(), Clock(), [False]
+    worker = GenerationWorker(metadata, lambda: leading[0], 100.0, clock)
+    clock.now += 500
+    await worker.work()
+    leading[0] = True
+    clock.now += 99
+    assert await worker.work() > 0
+    assert metadata.submitted == []
+    clock.now += 2
+    metadata.answers = [NoQuorumError("none"), Advanced(generation=2)]
+    await worker.work()
+    await worker.work()
+    assert metadata.submitted == [AdvanceGeneration(expected=1)] * 2
+    metadata.generation = 2
+    await worker.work()
+    clock.now += 99
+    await worker.work()
+    assert len(metadata.submitted) == 2
+
+
+async def test_reclaiming_goes_on_while_there_is_work_and_then_rests() -> None:
+    """Steps follow each other while something remains; then only changes, or much time, count."""
+    metadata, clock = FakeMetadata(), Clock()
+    worker = ReclaimWorker(metadata, lambda: True, clock)
+    metadata.answers = [Reclaimed(rows=500, remaining=True), Reclaimed(rows=1, remaining=False)]
+    assert await worker.work() == cluster_worker.RECLAIM_PAUSE_SECONDS
+    assert await worker.work() == cluster_worker.RECLAIM_INTERVAL_SECONDS
+    # Whatever was deleted just now ripens within the grace, so it looks on for that long.
+    clock.now += (
+        cluster_worker.RECLAIM_GRACE_MS / 1000 + 3 * cluster_worker.RECLAIM_INTERVAL_SECONDS
+    )
+    await worker.work()
+    assert len(metadata.submitted) == 2
+    metadata.index += 1
+    metadata.answers = [Reclaimed(rows=0, remaining=False)] * 2
+    await worker.work()
+    assert metadata.submitted == [ReclaimStep(grace_ms=cluster_worker.RECLAIM_GRACE_MS)] * 3
+    clock.now += cluster_worker.RECLAIM_IDLE_SECONDS + 1
+    await worker.work()
+    assert len(metadata.submitted) == 4
