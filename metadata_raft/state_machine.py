@@ -1,0 +1,311 @@
+"""The replicated state machine: entries of the log in, results out, SQLite in between.
+
+Equal logs make equal states: application uses no clock, no randomness, and nothing that depends on
+how entries were batched into commits, on restarts, or on which node this is (rules M1, M5, M8). The
+applied index is committed in the same transaction as its effects, so that replaying the log after
+a crash skips exactly what is there.
+
+Commits don't sync (WAL, synchronous=NORMAL): the journal holds what a crash takes back.
+`checkpoint` makes the state durable, and only then may the journal be cut (rule M4). Used by one
+thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from metadata_raft.apply_buckets import create_bucket, delete_bucket, update_bucket
+from metadata_raft.apply_files import delete_file, put_file
+from metadata_raft.apply_housekeeping import (
+    CLUSTER_VERSION_SUPPORTED,
+    advance_generation,
+    reclaim_step,
+    set_cluster_version,
+)
+from metadata_raft.apply_keys import create_key, revoke_key
+from metadata_raft.apply_members import (
+    admit_member,
+    bootstrap_cluster,
+    change_ring,
+    create_join_token,
+    set_member_stage,
+    update_member,
+)
+from metadata_raft.apply_uploads import abort_upload, stage_segment
+from metadata_raft.commands import (
+    ENTRY_VERSION,
+    REQUEST_LIFETIME_LIMIT_MS,
+    AbortUpload,
+    AdmitMember,
+    AdvanceGeneration,
+    BootstrapCluster,
+    ChangeRing,
+    CreateBucket,
+    CreateJoinToken,
+    CreateKey,
+    DeleteBucket,
+    DeleteFile,
+    Entry,
+    Failure,
+    Proposal,
+    PutFile,
+    ReclaimStep,
+    Result,
+    RevokeKey,
+    SetClusterVersion,
+    SetMemberStage,
+    StageSegment,
+    UpdateBucket,
+    UpdateMember,
+    decode_command,
+    decode_entry,
+    encode,
+)
+from metadata_raft.records import AppliedState
+from metadata_raft.request_results import RequestResults
+from metadata_raft.state_errors import StateCorruptError, UnknownVersionError
+from metadata_raft.wal import WalKeeper
+from metadata_raft.working_state import WorkingState
+
+SCHEMA_VERSION = 1
+CACHE_SIZE_KIB = 48 * 1024
+"""The writer's page cache: memory stays the same however many files there are."""
+
+_SCHEMA_PATH = os.path.join(os.path.dirname(__file__), "schema.sql")
+
+_APPLY: dict[type, Callable[[WorkingState, Any], Result]] = {
+    CreateBucket: create_bucket,
+    UpdateBucket: update_bucket,
+    DeleteBucket: delete_bucket,
+    PutFile: put_file,
+    DeleteFile: delete_file,
+    StageSegment: stage_segment,
+    AbortUpload: abort_upload,
+    CreateKey: create_key,
+    RevokeKey: revoke_key,
+    CreateJoinToken: create_join_token,
+    AdmitMember: admit_member,
+    UpdateMember: update_member,
+    SetMemberStage: set_member_stage,
+    ChangeRing: change_ring,
+    BootstrapCluster: bootstrap_cluster,
+    AdvanceGeneration: advance_generation,
+    ReclaimStep: reclaim_step,
+    SetClusterVersion: set_cluster_version,
+}
+
+_EXPIRED = encode(
+    Failure(
+        code="request_expired", detail="The request came after its time; it was not carried out."
+    )
+)
+
+
+class StateMachine:
+    """One node's replica. Not thread-safe; readers use connections of their own (`readers.py`)."""
+
+    applied: AppliedState
+    """What the last commit holds; replaced, never changed, so other threads may read it."""
+
+    def __init__(self, path: str) -> None:
+        """Open the state, making an empty one where there is none.
+
+        Raises StateCorruptError where the file is damaged or foreign, UnknownVersionError where it
+        was written by newer software.
+        """
+        try:
+            self._connection = _open(path)
+            self._state = WorkingState(self._connection)
+        except sqlite3.Error as error:
+            raise StateCorruptError(f"the state {path} can't be opened: {error}") from error
+        if self._state.cluster.cluster_version > CLUSTER_VERSION_SUPPORTED:
+            raise UnknownVersionError(
+                f"the state {path} is of cluster version {self._state.cluster.cluster_version}"
+            )
+        self._results = RequestResults(self._state)
+        self._wal = WalKeeper(path, self._connection)
+        self._in_transaction = False
+        self.applied = self._published()
+
+    def apply(self, index: int, term: int, entry: bytes) -> list[tuple[bytes, bytes]]:
+        """Apply one log entry; return (request id, encoded Result) for each of its proposals.
+
+        The effects and results are to be shown to nobody before the next `flush`. An index at or
+        below the applied one returns [] (a replay). Empty bytes only move the index, and so do
+        bytes that are no entry: every replica skips them alike. Raises StateCorruptError if the
+        database fails, UnknownVersionError for entries of newer software; both end the process.
+        """
+        cluster = self._state.cluster
+        if index <= cluster.applied_index:
+            return []
+        decoded = _decode(entry) if entry else None
+        try:
+            if not self._in_transaction:
+                self._state.execute("BEGIN IMMEDIATE")
+                self._in_transaction = True
+            answers: list[tuple[bytes, bytes]] = []
+            if decoded is not None:
+                cluster.time_ms = max(cluster.time_ms, decoded.time_ms)
+                answers = [
+                    (proposal.request_id, self._answer(proposal)) for proposal in decoded.proposals
+                ]
+                self._results.end_entry(len(answers))
+            cluster.applied_index = index
+            cluster.applied_term = term
+            return answers
+        except sqlite3.Error as error:
+            raise StateCorruptError(f"applying entry {index} failed: {error}") from error
+
+    def flush(self) -> None:
+        """Commit what was applied and publish it as `applied`; not synced, see `checkpoint`."""
+        if not self._in_transaction:
+            return
+        try:
+            self._state.write_back()
+            self._state.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StateCorruptError(f"a commit failed: {error}") from error
+        self._in_transaction = False
+        self.applied = self._published()
+        self._wal.after_commit()
+
+    def checkpoint(self) -> int:
+        """Commit durably; return the index up to which the journal may now be dropped (M4)."""
+        self.flush()
+        try:
+            self._state.execute("PRAGMA synchronous = FULL")
+            self._state.execute("BEGIN IMMEDIATE")
+            # Without a changed page a commit writes nothing, and would sync nothing.
+            self._state.execute("UPDATE local_state SET checkpoints = checkpoints + 1")
+            self._state.execute("COMMIT")
+            self._state.execute("PRAGMA synchronous = NORMAL")
+        except sqlite3.Error as error:
+            raise StateCorruptError(f"a checkpoint failed: {error}") from error
+        return self.applied.index
+
+    def close(self) -> None:
+        """Commit what was applied and close. A second call does nothing."""
+        if self._closed:
+            return
+        self.flush()
+        self._closed = True
+        self._wal.close()
+        self._connection.close()
+
+    _closed = False
+
+    def _answer(self, proposal: Proposal) -> bytes:
+        """Carry out one proposal unless it was answered before (rule M1)."""
+        request_id, not_after_ms = proposal.request_id, proposal.not_after_ms
+        time_ms = self._state.cluster.time_ms
+        remembered = self._results.find(request_id)
+        if remembered is not None:
+            return remembered
+        if not_after_ms < time_ms:
+            return _EXPIRED
+        if not_after_ms > time_ms + REQUEST_LIFETIME_LIMIT_MS:
+            return encode(_invalid("The request may wait longer than results are remembered."))
+        answer = self._carry_out(proposal)
+        self._results.remember(request_id, not_after_ms, answer)
+        return answer
+
+    def _carry_out(self, proposal: Proposal) -> bytes:
+        try:
+            command = decode_command(proposal.command)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            return encode(_invalid(f"The command can't be read: {error}"))
+        idempotency = proposal.idempotency
+        if idempotency is None:
+            return encode(_APPLY[type(command)](self._state, command))
+        found = self._results.find_keyed(idempotency)
+        if isinstance(found, bytes):
+            return found
+        if found is not None:
+            return encode(found)
+        result = _APPLY[type(command)](self._state, command)
+        answer = encode(result)
+        if not isinstance(result, Failure):
+            self._results.remember_keyed(idempotency, answer)
+        return answer
+
+    def _published(self) -> AppliedState:
+        cluster = self._state.cluster
+        return AppliedState(
+            index=cluster.applied_index,
+            term=cluster.applied_term,
+            time_ms=cluster.time_ms,
+            generation=cluster.generation,
+            epoch=cluster.epoch,
+            members_version=cluster.members_version,
+        )
+
+
+def _decode(entry: bytes) -> Entry | None:
+    """Return an entry of this version; None for bytes that no version can read.
+
+    Such bytes were committed by a majority, so refusing them would stop the cluster for good; all
+    replicas skip them instead. (Damage on one disk alone is found by the journal's checksums.)
+    """
+    try:
+        decoded = decode_entry(entry)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        version = _version_of(entry)
+        if version is not None and version > ENTRY_VERSION:
+            raise UnknownVersionError(_too_new(version)) from None
+        return None
+    if decoded.version > ENTRY_VERSION:
+        raise UnknownVersionError(_too_new(decoded.version))
+    return decoded
+
+
+def _version_of(entry: bytes) -> int | None:
+    """The version of an entry whose rest this software can't read."""
+    try:
+        fields = msgspec.msgpack.decode(entry, type=list[msgspec.Raw])
+        return msgspec.msgpack.decode(fields[0], type=int)
+    except (msgspec.DecodeError, IndexError):
+        return None
+
+
+def _too_new(version: int) -> str:
+    return f"an entry of version {version}, this software knows {ENTRY_VERSION}"
+
+
+def _invalid(detail: str) -> Failure:
+    return Failure(code="invalid_command", detail=detail)
+
+
+def _require_schema(connection: sqlite3.Connection, path: str) -> None:
+    """Make the tables of an empty database; refuse those of newer software."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise UnknownVersionError(
+            f"the state {path} has schema version {version}, this software knows {SCHEMA_VERSION}"
+        )
+    if version == 0:
+        with open(_SCHEMA_PATH, encoding="utf-8") as file:
+            schema = file.read()
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
+
+
+def _open(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA secure_delete = OFF")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_SIZE_KIB}")
+        _require_schema(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
