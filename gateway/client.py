@@ -488,10 +488,7 @@ async def _pieces(
 
     def next_piece() -> bytes:
         room = PIECE_SIZE if size_bytes is None else min(PIECE_SIZE, size_bytes - sent)
-        if isinstance(source, bytes):
-            piece = source[sent : sent + room]
-        else:
-            piece = source.read(room)
+        piece = source[sent : sent + room] if isinstance(source, bytes) else source.read(room)
         hasher.update(piece)
         return piece
 

@@ -66,15 +66,6 @@ def for_write(headers: Mapping[str, str]) -> Preconditions:
     return Preconditions(if_match=if_match, if_none_match=if_none_match)
 
 
-def holds(preconditions: Preconditions, etag: str | None) -> bool:
-    """Whether a write may go on while the file has this entity tag (None: there is no file)."""
-    wanted = preconditions.if_match
-    if wanted is not None and (etag is None or not ("*" in wanted or etag in wanted)):
-        return False
-    unwanted = preconditions.if_none_match
-    return unwanted is None or etag is None or not ("*" in unwanted or etag in unwanted)
-
-
 def for_read(headers: Mapping[str, str], etag: str, modified_ms: int) -> Verdict:
     """Whether a GET or HEAD of this representation proceeds, in the order of §13.2.2."""
     value = headers.get("If-Match")

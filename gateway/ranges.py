@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from metadata_raft.chunk_references import unpack
 from metadata_raft.records import SegmentRecord
-
-_REFERENCE = struct.Struct("<32sI")
-"""One chunk in `PutFile.chunks`: its id, then its length."""
 
 _SINGLE_RANGE = re.compile(r"bytes=[ \t]*(\d{0,19})-(\d{0,19})[ \t]*", re.ASCII | re.IGNORECASE)
 
@@ -65,7 +62,7 @@ def pieces(segments: Sequence[SegmentRecord], span: Span) -> Iterator[Piece]:
     """The parts of chunks that make up those bytes of `span` which `segments` cover, in order."""
     for segment in segments:
         offset = segment.start
-        for chunk_id, length in _REFERENCE.iter_unpack(segment.chunks):
+        for chunk_id, length in unpack(segment.chunks):
             if offset >= span.end:
                 return
             if offset + length > span.start:
@@ -76,7 +73,3 @@ def pieces(segments: Sequence[SegmentRecord], span: Span) -> Iterator[Piece]:
                     min(length, span.end - offset),
                 )
             offset += length
-
-
-def pack_reference(chunk_id: bytes, length: int) -> bytes:
-    return _REFERENCE.pack(chunk_id, length)

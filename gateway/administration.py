@@ -1,0 +1,126 @@
+"""API keys, join tokens, and what the cluster says about itself."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.authentication import (
+    Principal,
+    denied,
+    new_key,
+    require_administrator,
+    verify,
+)
+from gateway.backends import Backends, Call, document_response, empty_response
+from gateway.bodies import Body, read_document, read_limited
+from gateway.documents import KeyCreation, KeyDocument, KeyList, NewKey, TokenCreation
+from gateway.errors import PROTECTIVE_HEADERS, ApiError
+from gateway.interfaces import Snapshot
+from gateway.paths import parse_query
+from metadata_raft.commands import CreateKey, RevokeKey
+
+_NONE: frozenset[str] = frozenset()
+
+
+class Administration:
+    def __init__(self, backends: Backends) -> None:
+        self._backends = backends
+
+    async def create_key(self, call: Call) -> web.StreamResponse:
+        """POST of a key: 201 with the whole key, this once."""
+        principal = await self._administrator(call, "creating API keys")
+        wanted = await read_document(
+            Body(call.request, self._backends.settings), KeyCreation, default=KeyCreation()
+        )
+        key = new_key()
+        await self._backends.submit(
+            CreateKey(
+                key_id=key.key_id,
+                secret_hash=key.secret_hash,
+                actor=principal.actor,
+                role=wanted.role,
+                description=wanted.description,
+            )
+        )
+        document = NewKey(
+            key_id=key.key_id, role=wanted.role, description=wanted.description, key=key.text
+        )
+        return document_response(document, status=201)
+
+    async def list_keys(self, call: Call) -> web.StreamResponse:
+        """GET of the keys, without their secrets."""
+        presented = call.key()
+        parse_query(call.target.query, _NONE)
+
+        def keys(snapshot: Snapshot) -> KeyList:
+            require_administrator(verify(snapshot, presented), "listing API keys")
+            return KeyList(
+                keys=[
+                    KeyDocument(
+                        key_id=record.key_id,
+                        role=record.role,
+                        description=record.description,
+                        created_ms=record.created_ms,
+                    )
+                    for record in snapshot.keys()
+                ]
+            )
+
+        await self._backends.current(call.request)
+        return document_response(await self._backends.in_worker(keys))
+
+    async def revoke_key(self, call: Call) -> web.StreamResponse:
+        """DELETE of a key: it is worthless as soon as this has answered 204."""
+        principal = await self._administrator(call, "revoking API keys")
+        await self._backends.submit(RevokeKey(key_id=call.target.name, actor=principal.actor))
+        return empty_response()
+
+    async def create_token(self, call: Call) -> web.StreamResponse:
+        """POST of a join token: 201 with the token, this once."""
+        principal = await self._administrator(call, "creating join tokens")
+        wanted = await read_document(
+            Body(call.request, self._backends.settings), TokenCreation, default=TokenCreation()
+        )
+        token = await self._backends.cluster.create_token(
+            actor=principal.actor, lifetime_seconds=wanted.lifetime_seconds
+        )
+        return document_response(token, status=201)
+
+    async def join(self, call: Call) -> web.StreamResponse:
+        """POST of a sealed request to join; the token inside is what authorises it."""
+        parse_query(call.target.query, _NONE)
+        sealed = await read_limited(Body(call.request, self._backends.settings))
+        if not sealed:
+            raise ApiError("invalid_request", "a request to join has a sealed body")
+        answer = await self._backends.cluster.join(sealed)
+        return web.Response(
+            body=answer,
+            headers={**PROTECTIVE_HEADERS, "Content-Type": "application/octet-stream"},
+        )
+
+    async def cluster(self, call: Call) -> web.StreamResponse:
+        """GET of the cluster as this node sees it; needs any key, but no quorum."""
+        await self._reader(call, "seeing the cluster")
+        return document_response(self._backends.cluster.status())
+
+    async def ring(self, call: Call) -> web.StreamResponse:
+        """GET of the ring's current epoch and every member's share."""
+        await self._reader(call, "seeing the ring")
+        return document_response(self._backends.cluster.ring())
+
+    async def _administrator(self, call: Call, deed: str) -> Principal:
+        parse_query(call.target.query, _NONE)
+        presented = call.key()
+
+        def admit(snapshot: Snapshot) -> Principal:
+            principal = verify(snapshot, presented)
+            require_administrator(principal, deed)
+            return principal
+
+        return await self._backends.decided(admit)
+
+    async def _reader(self, call: Call, deed: str) -> None:
+        parse_query(call.target.query, _NONE)
+        principal = await self._backends.principal(call)
+        if principal.role is None:
+            raise denied(principal, deed)
