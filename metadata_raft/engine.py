@@ -272,9 +272,9 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         The journal is flushed first: a leader counts itself, and the state machine follows, only
         with what is durable here (M4). Raises FatalRaftError and whatever `apply` raises.
         """
-        self.log.flush()
-        self._ask_for_pre_votes()
         try:
+            self.log.flush()
+            self._ask_for_pre_votes()
             self.doTick(0.0)
         except StorageFullError:
             self._survive_full_disk()
@@ -313,6 +313,22 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
                     raise AssertionError(f"{type(message).__name__} is not for the engine")
         except StorageFullError:
             self._survive_full_disk()
+
+    def receive_heartbeat(self, sender: NodeId, term: int) -> bool:
+        """Take a leader's word that says nothing about the log; whether it is the leader.
+
+        It vouches for no entry here, so it may commit nothing (hazard 2).
+        """
+        if term < self.term:
+            self._reply(sender, 0, success=False, reset=False)
+            return False
+        self._leader_heard_at = self._clock()
+        self._deliver(sender, type="append_entries", term=term, commit_index=0)
+        return True
+
+    def disk_is_full(self) -> None:
+        """What was appended last is gone again, unacknowledged: stop leading (rule M4)."""
+        self._survive_full_disk()
 
     def peer_lost(self, node_id: NodeId) -> None:
         """A member's connection closed. The leader's is reason to doubt it soon, not at once."""
@@ -366,11 +382,6 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         self.transferLeadership(self._node(chosen))
         return chosen
 
-    def compact(self, index: int) -> None:
-        """Drop the log before `index`, which stays as its first entry (rule M4, the caller's)."""
-        if index > self.log.first_index:
-            self.log.deleteEntriesTo(index - self.log.first_index)
-
     def restart_at(self, index: int, term: int, configuration: Configuration) -> None:
         """Go on behind a downloaded state that covers `index` (rule M6)."""
         self.log.restart_at(index, term, configuration)
@@ -423,6 +434,8 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         self._leader_time_ms = max(self._leader_time_ms, message.time_ms)
         self._pre_votes.clear()
         trimmed = trim_append(message, self.log, self.commit_index)
+        if message.entries:
+            self.log.ensure_room(sum(len(each[0]) for each in message.entries), privileged=True)
         if isinstance(trimmed, KeepTail):
             self._deliver(
                 sender,
@@ -607,7 +620,7 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         self._SyncObj__sendAppendEntries()
 
     def _SyncObj__tryLogCompaction(self) -> None:
-        """Compaction is `compact`, after the state machine's own checkpoint (M4)."""
+        """Compaction is `ReplicatedLog.compact`, after the state machine's own checkpoint (M4)."""
 
     def _append(self, entry: bytes) -> int | None:
         """Through the library's queue, which is empty before and after: its own step appends."""

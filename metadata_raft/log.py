@@ -15,6 +15,7 @@ from typing import Protocol, overload
 from metadata_raft.configuration import NO_OP, Configuration, decode_configuration
 from metadata_raft.errors import StateMismatchError
 from metadata_raft.messages import LogEntry
+from metadata_raft.storage_errors import StorageFullError
 
 FIRST_INDEX = 1
 """Every log begins with a no-op of this index and term 0."""
@@ -28,8 +29,6 @@ class Journal(Protocol):
     def clear(self) -> None: ...
 
     def deleteEntriesFrom(self, entryFrom: int) -> None: ...
-
-    def deleteEntriesTo(self, entryTo: int) -> None: ...
 
     @overload
     def __getitem__(self, item: int) -> LogEntry: ...
@@ -54,8 +53,17 @@ class Journal(Protocol):
 
     def onOneSecondTimer(self) -> None: ...
 
+    def ensure_room(self, size_bytes: int, *, entries: int = 1, privileged: bool = False) -> None:
+        """Raises StorageFullError where entries of so many bytes can't be appended."""
+
     def flush(self) -> None:
-        """Make all that was added or deleted durable; cheap where nothing was."""
+        """Make all that was added durable; cheap where nothing was.
+
+        Raises StorageFullError: what was not durable before is gone, from memory too.
+        """
+
+    def compact(self, durable_index: int, *, lease_index: int | None = None) -> int:
+        """Drop what a durable state covers, as far as it may go; returns the first index kept."""
 
     def _destroy(self) -> None: ...
 
@@ -91,17 +99,17 @@ class ReplicatedLog:
     def deleteEntriesFrom(self, entryFrom: int) -> None:
         index = self.first_index + entryFrom
         self._journal.deleteEntriesFrom(entryFrom)
+        self._forget_from(index)
+
+    def _forget_from(self, index: int) -> None:
         before = len(self._configurations)
         while self._configurations and self._configurations[-1][0] >= index:
             self._configurations.pop()
         if len(self._configurations) < before:
             self.on_configuration(self.configuration)
 
-    def deleteEntriesTo(self, entryTo: int) -> None:
-        index = self.first_index + entryTo
-        self._journal.deleteEntriesTo(entryTo)
-        while self._configurations and self._configurations[0][0] < index:
-            self._base = self._configurations.pop(0)[1]
+    def deleteEntriesTo(self, entryTo: int) -> None:  # noqa: ARG002
+        raise StateMismatchError("the library wants to compact the journal")
 
     @overload
     def __getitem__(self, item: int) -> LogEntry: ...
@@ -133,8 +141,16 @@ class ReplicatedLog:
     def onOneSecondTimer(self) -> None:
         self._journal.onOneSecondTimer()
 
+    def ensure_room(self, size_bytes: int, *, privileged: bool) -> None:
+        self._journal.ensure_room(size_bytes, privileged=privileged)
+
     def flush(self) -> None:
-        self._journal.flush()
+        """Make everything durable. Raises StorageFullError where entries had to be dropped."""
+        try:
+            self._journal.flush()
+        except StorageFullError:
+            self._forget_from(self.last_index + 1)
+            raise
 
     def _destroy(self) -> None:
         self._journal._destroy()  # noqa: SLF001 - the library's interface
@@ -194,6 +210,16 @@ class ReplicatedLog:
                 break
             end += 1
         return self._journal[position:end]
+
+    def compact(self, durable_index: int, *, lease_index: int | None = None) -> int:
+        """Drop entries a durable state covers (rule M4); returns the first index kept.
+
+        The manifest must hold `configuration_at(durable_index)` durably before.
+        """
+        first_index = self._journal.compact(durable_index, lease_index=lease_index)
+        while self._configurations and self._configurations[0][0] < first_index:
+            self._base = self._configurations.pop(0)[1]
+        return first_index
 
     def restart_at(self, index: int, term: int, configuration: Configuration) -> None:
         """Forget every entry; the log begins anew behind a state that covers `index` (M6)."""
