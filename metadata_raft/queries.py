@@ -267,6 +267,13 @@ class Snapshot:
             )
         ]
 
+    def join_token_hash(self, token_id: str) -> bytes | None:
+        """What the state keeps of a join token's secret; whether it is still good is not said."""
+        row = self._execute(
+            "SELECT secret_hash FROM tokens WHERE token_id = ?", (token_id,)
+        ).fetchone()
+        return None if row is None else row[0]
+
     # --- collection and results --------------------------------------------------------------
 
     def referenced(self, chunk_ids: Sequence[bytes]) -> set[bytes]:

@@ -1,19 +1,17 @@
 """The ring's view of the cluster, read from this node's replicated metadata.
 
 `membership` and `generation` are called for every chunk, so both are plain attributes, renewed when
-the metadata says that members or the epoch have changed. Placement follows the members as an epoch
-recorded them; their addresses follow the present, so that a node may move.
+the metadata says that members or the epoch have changed. Members have their addresses of today, so
+a node may move; placement follows what an epoch recorded of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import msgspec
-
-from metadata_raft.records import AppliedState, MemberRecord
+from metadata_raft.records import AppliedState
 from ring.members import Membership
 
 NO_MEMBERSHIP = Membership(epoch=0, members=())
@@ -25,11 +23,8 @@ other worries, and every member is asked in the end anyway."""
 
 
 class ViewSnapshot(Protocol):
-    def membership(self, epoch: int | None = None) -> Membership: ...
-
-    def epochs(self) -> Sequence[Membership]: ...
-
-    def members(self) -> Sequence[MemberRecord]: ...
+    def epochs(self) -> Sequence[Membership]:
+        """Newest first."""
 
     def referenced(self, chunk_ids: Sequence[bytes]) -> set[bytes]: ...
 
@@ -81,10 +76,7 @@ class ReplicatedView:
         if applied.epoch == 0 or version == self._seen:
             return
         with self._metadata.snapshot() as snapshot:
-            members = snapshot.members()
-            epochs = snapshot.epochs()
-        known = sorted(epochs, key=lambda membership: membership.epoch, reverse=True)
-        current, *former = (with_present_addresses(membership, members) for membership in known)
+            current, *former = snapshot.epochs()
         self._membership, self._former = current, tuple(former[:FORMER_LIMIT])
         self._seen = version
 
@@ -102,23 +94,3 @@ class ReplicatedLiveChunks:
     def page(self, after: bytes, limit: int) -> list[bytes]:
         with self._metadata.snapshot() as snapshot:
             return snapshot.chunk_page(after, limit)
-
-
-def with_present_addresses(membership: Membership, records: Iterable[MemberRecord]) -> Membership:
-    """The members of an epoch with the addresses that their records have now.
-
-    Zone and weight stay those of the epoch, because placement is computed from them.
-    """
-    present = {record.member.node_id: record.member for record in records}
-    members = tuple(
-        msgspec.structs.replace(
-            member,
-            peer_address=present[member.node_id].peer_address,
-            raft_address=present[member.node_id].raft_address,
-            client_url=present[member.node_id].client_url,
-        )
-        if member.node_id in present
-        else member
-        for member in membership.members
-    )
-    return msgspec.structs.replace(membership, members=members)

@@ -35,10 +35,10 @@ RING_INTERVAL_SECONDS = 0.25
 """How often the leader looks for members that belong in the ring: a join feels immediate."""
 
 RECLAIM_INTERVAL_SECONDS = 5.0
-"""How often the leader looks for deleted things, if anything has changed since."""
+"""How often the leader looks whether something deleted is waiting."""
 
 RECLAIM_IDLE_SECONDS = 600.0
-"""How often it does where nothing changes: uploads and tokens expire with time alone."""
+"""How often it takes a step where nothing waits: uploads and tokens expire with time alone."""
 
 RECLAIM_GRACE_MS = 60_000
 """What was deleted less than this ago stays for downloads that are under way."""
@@ -51,9 +51,11 @@ RETRY_SECONDS = 1.0
 
 
 class WorkerSnapshot(Protocol):
-    def cluster(self) -> ClusterRecord | None: ...
+    def cluster(self) -> ClusterRecord: ...
 
     def members(self) -> Sequence[MemberRecord]: ...
+
+    def reclaim_pending(self) -> bool: ...
 
 
 class WorkedMetadata(Protocol):
@@ -81,7 +83,7 @@ class RingWorker:
             return RING_INTERVAL_SECONDS
         with self._metadata.snapshot() as snapshot:
             cluster, members = snapshot.cluster(), snapshot.members()
-        change = None if cluster is None else ring_change(cluster, members)
+        change = ring_change(cluster, members)
         if change is None:
             self._seen = version
             return RING_INTERVAL_SECONDS
@@ -144,27 +146,20 @@ class ReclaimWorker:
         self._metadata = metadata
         self._leads = leads
         self._clock = clock
-        self._settled_index = -1
-        self._changed_at = 0.0
         self._worked_at = float("-inf")
 
     async def work(self) -> float:
-        now = self._clock()
         if not self._leads():
-            self._settled_index = -1
-            return RETRY_SECONDS
-        if self._metadata.applied().index != self._settled_index:
-            self._changed_at = now
-        # What was deleted last ripens a grace later, though nothing changes until then.
-        ripening = now - self._changed_at < RECLAIM_GRACE_MS / 1000 + 2 * RECLAIM_INTERVAL_SECONDS
-        if not ripening and now - self._worked_at < RECLAIM_IDLE_SECONDS:
+            return RECLAIM_INTERVAL_SECONDS
+        with self._metadata.snapshot() as snapshot:
+            pending = snapshot.reclaim_pending()
+        now = self._clock()
+        if not pending and now - self._worked_at < RECLAIM_IDLE_SECONDS:
             return RECLAIM_INTERVAL_SECONDS
         result = await _submitted(self._metadata, ReclaimStep(grace_ms=RECLAIM_GRACE_MS))
-        self._worked_at = now
         if not isinstance(result, Reclaimed):
             return RETRY_SECONDS
-        # Our own step moves the index too; only what others did is a reason to look again.
-        self._settled_index = self._metadata.applied().index
+        self._worked_at = now
         return RECLAIM_PAUSE_SECONDS if result.remaining else RECLAIM_INTERVAL_SECONDS
 
 

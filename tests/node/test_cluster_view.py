@@ -1,30 +1,23 @@
-"""The ring's view of the cluster: current, cheap, and with addresses that follow the present."""
+"""The ring's view of the cluster: current, cheap, and bounded."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from metadata_raft.records import AppliedState, MemberRecord
+from metadata_raft.records import AppliedState
 from node.cluster_view import NO_MEMBERSHIP, ReplicatedLiveChunks, ReplicatedView
 from ring.members import Member, Membership
 
 
-def member(name: str, port: int = 1, weight: int = 100) -> Member:
-    return Member(
-        node_id=name,
-        peer_address=f"{name}:{port}",
-        raft_address=f"{name}:{port}",
-        client_url=f"http://{name}:{port}",
-        weight=weight,
-    )
+def member(name: str) -> Member:
+    return Member(node_id=name, peer_address="", raft_address="", client_url="")
 
 
 class FakeMetadata:
     def __init__(self) -> None:
         self.listeners: list[Callable[[AppliedState], None]] = []
         self.memberships: list[Membership] = []
-        self.records: list[Member] = []
         self.state = AppliedState(
             index=0, term=0, time_ms=0, generation=0, epoch=0, members_version=0
         )
@@ -52,19 +45,8 @@ class FakeMetadata:
     def add_listener(self, listener: Callable[[AppliedState], None]) -> None:
         self.listeners.append(listener)
 
-    def membership(self, epoch: int | None = None) -> Membership:
-        return self.memberships[-1]
-
     def epochs(self) -> Sequence[Membership]:
-        return self.memberships
-
-    def members(self) -> Sequence[MemberRecord]:
-        return [
-            MemberRecord(
-                member=each, stage="voter", in_ring=True, boot_counter=1, software_version=""
-            )
-            for each in self.records
-        ]
+        return self.memberships[::-1]
 
     def referenced(self, chunk_ids: Sequence[bytes]) -> set[bytes]:
         return set(chunk_ids[:1])
@@ -85,7 +67,6 @@ def test_epochs_arrive_with_the_state_newest_first() -> None:
     """The newest is the membership, the others stand behind it for reads."""
     metadata = FakeMetadata()
     view = ReplicatedView(metadata)
-    metadata.records = [member("a"), member("b")]
     metadata.memberships = [
         Membership(epoch=epoch, members=(member("a"),) if epoch < 3 else (member("a"), member("b")))
         for epoch in (1, 2, 3)
@@ -94,16 +75,6 @@ def test_epochs_arrive_with_the_state_newest_first() -> None:
     assert view.membership() == metadata.memberships[-1]
     assert [former.epoch for former in view.former()] == [2, 1]
     assert view.generation() == 5
-
-
-def test_addresses_follow_the_present_and_placement_does_not() -> None:
-    """A node that moved is found at its new address, with the weight the epoch was made with."""
-    metadata = FakeMetadata()
-    view = ReplicatedView(metadata)
-    metadata.memberships = [Membership(epoch=1, members=(member("a", 1, weight=10),))]
-    metadata.records = [member("a", 2, weight=99)]
-    metadata.apply(epoch=1, members_version=1)
-    assert view.membership().members == (member("a", 2, weight=10),)
 
 
 def test_what_changes_no_member_reads_nothing() -> None:

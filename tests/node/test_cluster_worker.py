@@ -46,6 +46,7 @@ class FakeMetadata:
 
     def __init__(self, members: Sequence[MemberRecord] = ()) -> None:
         self.records = members
+        self.pending = False
         self.submitted: list[Command] = []
         self.answers: list[Result | Exception] = []
         self.index = self.generation = self.members_version = 1
@@ -62,8 +63,11 @@ class FakeMetadata:
     def snapshot(self) -> Iterator[FakeMetadata]:
         yield self
 
-    def cluster(self) -> ClusterRecord | None:
+    def cluster(self) -> ClusterRecord:
         return cluster()
+
+    def reclaim_pending(self) -> bool:
+        return self.pending
 
     def members(self) -> Sequence[MemberRecord]:
         return self.records
@@ -168,22 +172,27 @@ async def test_the_generation_advances_once_per_interval_of_leadership() -> None
 
 
 async def test_reclaiming_goes_on_while_there_is_work_and_then_rests() -> None:
-    """Steps follow each other while something remains; then only changes, or much time, count."""
+    """Steps follow each other while something remains; then only new work, or much time, count."""
     metadata, clock = FakeMetadata(), Clock()
     worker = ReclaimWorker(metadata, lambda: True, clock)
+    metadata.pending = True
     metadata.answers = [Reclaimed(rows=500, remaining=True), Reclaimed(rows=1, remaining=False)]
     assert await worker.work() == cluster_worker.RECLAIM_PAUSE_SECONDS
     assert await worker.work() == cluster_worker.RECLAIM_INTERVAL_SECONDS
-    # Whatever was deleted just now ripens within the grace, so it looks on for that long.
-    clock.now += (
-        cluster_worker.RECLAIM_GRACE_MS / 1000 + 3 * cluster_worker.RECLAIM_INTERVAL_SECONDS
-    )
+    metadata.pending = False
     await worker.work()
-    assert len(metadata.submitted) == 2
-    metadata.index += 1
-    metadata.answers = [Reclaimed(rows=0, remaining=False)] * 2
-    await worker.work()
-    assert metadata.submitted == [ReclaimStep(grace_ms=cluster_worker.RECLAIM_GRACE_MS)] * 3
+    assert metadata.submitted == [ReclaimStep(grace_ms=cluster_worker.RECLAIM_GRACE_MS)] * 2
     clock.now += cluster_worker.RECLAIM_IDLE_SECONDS + 1
+    metadata.answers = [NoQuorumError("none"), Reclaimed(rows=0, remaining=False)]
+    assert await worker.work() == cluster_worker.RETRY_SECONDS
+    await worker.work()
     await worker.work()
     assert len(metadata.submitted) == 4
+
+
+async def test_a_follower_reclaims_nothing() -> None:
+    """The queue is the leader's to work off."""
+    metadata = FakeMetadata()
+    metadata.pending = True
+    await ReclaimWorker(metadata, lambda: False, Clock()).work()
+    assert metadata.submitted == []
