@@ -7,11 +7,12 @@ import asyncio
 import datetime
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from loadtests import cluster_benchmark, machine
+from loadtests import cluster_benchmark, machine, metadata_benchmark
 from loadtests.measurements import Report, table
 
 _DISK = "/var/tmp"
@@ -36,14 +37,34 @@ def main() -> None:
 async def _run(benchmark: str, folder: Path, options: argparse.Namespace) -> Report:
     facts = machine.facts(str(folder))
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    parts = options.only.split(",") if options.only else cluster_benchmark.PARTS
-    async with cluster_benchmark.prepared(
-        folder, repetitions=options.repetitions, seconds=options.seconds
-    ) as prepared:
-        measurements = [measurement async for measurement in prepared.run(parts)]
+    if benchmark == "cluster":
+        parts = _parts(options.only, cluster_benchmark.PARTS)
+        async with cluster_benchmark.prepared(
+            folder, repetitions=options.repetitions, seconds=options.seconds
+        ) as prepared:
+            measurements = [measurement async for measurement in prepared.run(parts)]
+    else:
+        parts = _parts(options.only, metadata_benchmark.PARTS)
+        measurements = await asyncio.to_thread(
+            lambda: list(
+                metadata_benchmark.run(
+                    folder, parts, repetitions=options.repetitions, seconds=options.seconds
+                )
+            )
+        )
     return Report(
         benchmark=benchmark, started=started, machine=facts, measurements=tuple(measurements)
     )
+
+
+def _parts(only: str | None, all_parts: Sequence[str]) -> Sequence[str]:
+    """Return the parts to run, in the order of `all_parts`."""
+    if only is None:
+        return all_parts
+    unknown = set(only.split(",")) - set(all_parts)
+    if unknown:
+        sys.exit(f"--only takes {', '.join(all_parts)}; not {', '.join(sorted(unknown))}")
+    return [part for part in all_parts if part in only.split(",")]
 
 
 def _arguments() -> argparse.ArgumentParser:

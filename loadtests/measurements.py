@@ -6,6 +6,7 @@ measurement is the median of interleaved repetitions; a bar is a bound on one me
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -102,6 +103,17 @@ def percentile(samples: Iterable[float], fraction: float) -> float:
     if not ordered:
         raise ValueError("a percentile needs at least one sample")
     return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]
+
+
+def longest_gap(times: Sequence[float], start: float, end: float) -> float:
+    """Return the longest time without a success between `start` and `end`.
+
+    The gap may begin before `start`: the last success before it counts as its beginning.
+    """
+    marks = [mark for mark in times if mark < end]
+    before = [mark for mark in marks if mark <= start]
+    points = [before[-1] if before else start, *[mark for mark in marks if mark > start], end]
+    return max(later - earlier for earlier, later in itertools.pairwise(points))
 
 
 def table(report: Report) -> str:

@@ -10,6 +10,7 @@ from loadtests.measurements import (
     Bar,
     Measurement,
     Report,
+    longest_gap,
     median_of,
     percentile,
     ratio_of,
@@ -68,3 +69,13 @@ def test_one_missed_bar_fails_the_report_and_is_marked() -> None:
     missed = [line for line in lines if "MISSED" in line]
     assert len(missed) == 1
     assert missed[0].startswith("! first byte p99")
+
+
+def test_the_longest_gap_spans_the_kill() -> None:
+    """A fail-over lasts from the last success before the kill to the first one after it."""
+    assert longest_gap([1.0, 2.0, 2.1, 4.6, 4.7], start=2.2, end=5.0) == pytest.approx(2.5)
+    # Writes that never come back count for the whole time that was watched.
+    assert longest_gap([1.0, 2.0], start=2.5, end=7.0) == 5.0
+    assert longest_gap([], start=2.0, end=7.0) == 5.0
+    # What happens after the end does not count.
+    assert longest_gap([2.0, 3.0, 9.0], start=2.0, end=4.0) == 1.0
