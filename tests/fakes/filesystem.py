@@ -85,6 +85,9 @@ class FakeFileSystem:
         self.capacity_bytes = capacity_bytes
         self.log: list[tuple[Operation, str]] = []
         """Every step with the path it was about; the last one is where the power failed."""
+        self.on_step: Callable[[], None] | None = None
+        """Called within each step, at the instant the power would fail: a `crashed_copy` taken
+        there is one of that step. One run then shows the crashes at all of its steps."""
         self._lies = frozenset(lies_about)
         self._faults: list[_Fault] = []
         self._root = Directory()
@@ -260,6 +263,8 @@ class FakeFileSystem:
 
     def _end(self) -> None:
         """Cut the power if this is the step: changes are pending, syncs have not taken place."""
+        if self.on_step is not None:
+            self.on_step()
         if self.crash_at is not None and self.steps >= self.crash_at:
             self.crashed = True
             self._alive()

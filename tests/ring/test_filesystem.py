@@ -289,6 +289,18 @@ class TestFakeFileSystem(FileSystemConformance):
                 disk.exists("/a")
             assert isinstance(disk.crashed_copy(1).exists("/a"), bool)
 
+    def test_copies_of_every_step_in_one_run(self, disk: FakeFileSystem) -> None:
+        """Watching the steps of one run shows what a crash at each of them leaves."""
+        write_file_atomically(disk, "/a", b"old")
+        found: list[set[bytes]] = []
+
+        def look() -> None:
+            found.append({read_file(disk.crashed_copy(seed), "/a") for seed in range(30)})
+
+        disk.on_step = look
+        write_file_atomically(disk, "/a", b"new")
+        assert found == [{b"old"}, {b"old"}, {b"old"}, {b"old", b"new"}, {b"old", b"new"}]
+
     def test_sync_crashed_at_is_not_done(self, synced: FakeFileSystem) -> None:
         """A sync during which the power fails promises nothing."""
         file = synced.open("/a")
