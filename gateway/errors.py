@@ -16,7 +16,7 @@ from aiohttp import web
 
 from gateway.documents import Problem
 from metadata_raft.commands import Failure
-from metadata_raft.errors import NotSubmittedError, OutcomeUnknownError
+from metadata_raft.errors import MetadataError, NotSubmittedError, OutcomeUnknownError
 from metadata_raft.errors import OverloadedError as MetadataOverloadedError
 from ring.errors import OverloadedError, RingError, StoreFullError
 
@@ -109,6 +109,8 @@ def translated(error: Exception) -> ApiError | None:
             return ApiError("no_quorum", str(error))
         case OutcomeUnknownError():
             return ApiError("outcome_unknown", str(error))
+        case MetadataError():
+            return ApiError("overloaded", str(error))
         case StoreFullError():
             return ApiError("storage_full", str(error))
         case RingError() if error.retryable:

@@ -17,25 +17,25 @@ class Health:
     def __init__(self, backends: Backends) -> None:
         self._backends = backends
 
-    async def live(self, call: Call) -> web.StreamResponse:
+    async def live(self, _: Call) -> web.StreamResponse:
         """200 as long as the process answers at all."""
         return document_response(HealthDocument(status="ok", detail="the process answers"))
 
-    async def ready(self, call: Call) -> web.StreamResponse:
+    async def ready(self, _: Call) -> web.StreamResponse:
         """200 when requests should be sent to this node."""
         reason = self._backends.cluster.unready()
         if reason is not None:
             raise ApiError("not_ready", reason)
         return document_response(HealthDocument(status="ok", detail="requests are welcome"))
 
-    async def cluster(self, call: Call) -> web.StreamResponse:
+    async def cluster(self, _: Call) -> web.StreamResponse:
         """200 when a majority of the voters answers this node."""
         index = await self._backends.metadata.barrier()
         return document_response(
             HealthDocument(status="ok", detail=f"a majority answers; applied up to {index}")
         )
 
-    async def metrics(self, call: Call) -> web.StreamResponse:
+    async def metrics(self, _: Call) -> web.StreamResponse:
         return web.Response(
             body=self._backends.metrics.exposition(),
             headers={**PROTECTIVE_HEADERS, "Content-Type": CONTENT_TYPE},

@@ -79,13 +79,10 @@ class Uploads:
         try:
             content_type = await self._receive(body, headers, writer)
             staged = await writer.finish()
-            if headers.digest is not None and headers.digest != staged.digest:
-                raise ApiError(
-                    "digest_mismatch",
-                    f"the contents have BLAKE3 {staged.digest.hex()}, "
-                    f"X-Content-BLAKE3 says {headers.digest.hex()}",
-                )
-            return await self._make_visible(call, principal, headers, staged, content_type, writer)
+            _check_digest(headers, staged)
+            result = await self._make_visible(
+                call, principal, headers=headers, staged=staged, content_type=content_type
+            )
         except BaseException:
             writer.abandon()
             raise
