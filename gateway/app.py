@@ -7,9 +7,11 @@ a dictionary look-up, the handler, and a count.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
+from time import monotonic
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -115,8 +117,7 @@ class Gateway:
         }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        loop_time = request.loop.time
-        started = loop_time()
+        started = monotonic()
         operation = "unrouted"
         response: web.StreamResponse
         progress = self._in_progress
@@ -135,13 +136,13 @@ class Gateway:
             response = self._refusal(request, error)
         except (ConnectionError, ClientGoneError) as error:
             # Nobody is there to be answered; aiohttp closes what is left of the connection.
-            self._backends.metrics.observe(operation, 499, loop_time() - started)
+            self._backends.metrics.observe(operation, 499, monotonic() - started)
             raise ConnectionResetError(str(error)) from error
         except Exception as error:
-            response = self._refusal(request, self._unforeseen(request, error))
+            response = self._refusal(request, _unforeseen(error))
         finally:
             progress[0] -= 1
-        self._backends.metrics.observe(operation, response.status, loop_time() - started)
+        self._backends.metrics.observe(operation, response.status, monotonic() - started)
         return response
 
     def _route(self, method: str, template: str) -> _Route:
@@ -162,19 +163,6 @@ class Gateway:
             # The rest of the body may never come (`Expect: 100-continue`), or be long.
             response.force_close()
         return response
-
-    def _unforeseen(self, request: web.BaseRequest, error: Exception) -> ApiError:
-        known = translated(error)
-        if known is not None:
-            return known
-        if isinstance(error, FatalRaftError):
-            # The node has to end; its exception handler knows how.
-            request.loop.call_exception_handler(
-                {"message": "a request met damaged metadata", "exception": error}
-            )
-            return ApiError("not_ready", "this node has to stop")
-        _log.exception("a request failed unexpectedly", exc_info=error)
-        return ApiError("internal_error", "the request failed unexpectedly; the log says why")
 
 
 class GatewayConnection(web.RequestHandler):
@@ -213,7 +201,7 @@ class GatewayServer(web.Server):
 
     def __init__(self, gateway: Gateway, backends: Backends, **options: Any) -> None:
         super().__init__(gateway, **options)
-        self._backends = backends
+        self.backends = backends
         self._options = options
 
     def __call__(self) -> web.RequestHandler:
@@ -222,7 +210,7 @@ class GatewayServer(web.Server):
     async def shutdown(self, timeout: float | None = None) -> None:
         """Let requests in progress finish, then what they left behind."""
         await super().shutdown(timeout)
-        await self._backends.background.settle(BACKGROUND_SECONDS)
+        await self.backends.background.settle(BACKGROUND_SECONDS)
 
 
 def make_server(
@@ -262,3 +250,17 @@ def make_server(
         max_line_size=HEADER_LINE_LIMIT,
         read_bufsize=READ_BUFFER_BYTES,
     )
+
+
+def _unforeseen(error: Exception) -> ApiError:
+    known = translated(error)
+    if known is not None:
+        return known
+    if isinstance(error, FatalRaftError):
+        # The node has to end; its exception handler knows how.
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "a request met damaged metadata", "exception": error}
+        )
+        return ApiError("not_ready", "this node has to stop")
+    _log.exception("a request failed unexpectedly", exc_info=error)
+    return ApiError("internal_error", "the request failed unexpectedly; the log says why")

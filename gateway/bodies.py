@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from time import monotonic
 from typing import TypeVar
 
 import msgspec
@@ -47,7 +48,7 @@ class Body:
         self._content = request.content
         self._silence_seconds = settings.body_silence_seconds
         self._rate = settings.body_rate_bytes_min
-        self._started = request.loop.time()
+        self._started = monotonic()
         self.received = 0
 
     async def begin(self) -> None:
@@ -79,7 +80,7 @@ class Body:
         Raises ApiError(body_timeout, body_incomplete), ClientGoneError.
         """
         earned = self._started + self._silence_seconds + self.received / self._rate
-        patience = min(self._silence_seconds, earned - self._request.loop.time())
+        patience = min(self._silence_seconds, earned - monotonic())
         try:
             async with asyncio.timeout(patience):
                 while True:

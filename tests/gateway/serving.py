@@ -1,0 +1,257 @@
+"""A gateway on a real loopback socket, on the real state machine and chunks in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from gateway.app import GatewayServer, make_server
+from gateway.authentication import new_key
+from gateway.client import GatewayClient
+from gateway.documents import (
+    ClusterDocument,
+    MemberDocument,
+    NewToken,
+    RaftDocument,
+    RingDocument,
+    RingMemberDocument,
+)
+from gateway.errors import ApiError
+from gateway.interfaces import GatewaySettings
+from metadata_raft.commands import CreateBucket, CreateKey, Done
+from ring.buffers import BufferPool
+from tests.fakes.chunks import MemoryChunks
+from tests.fakes.metadata import ADMIN_KEY_ID, FakeMetadata
+
+TINY_CHUNK = 1000
+"""So small that files of a few kilobytes have many chunks."""
+
+WAIT_SECONDS = 5.0
+"""How long a test waits for a condition that always comes."""
+
+
+@dataclass
+class FakeCluster:
+    """What a node would say about itself."""
+
+    reason: str | None = None
+    joins: list[bytes] = field(default_factory=list)
+
+    def status(self) -> ClusterDocument:
+        return ClusterDocument(
+            cluster_id="c1",
+            cluster_version=1,
+            node_id="n1",
+            software_version="0.1.0",
+            quorum=True,
+            settled=None,
+            epoch=1,
+            generation=0,
+            replicas=3,
+            raft=RaftDocument(role="leader", term=1, leader="n1", commit_index=5, applied_index=5),
+            members=[
+                MemberDocument(
+                    node_id="n1",
+                    client_url="http://127.0.0.1:7070",
+                    peer_address="127.0.0.1:7071",
+                    raft_address="127.0.0.1:7072",
+                    zone="",
+                    weight=100,
+                    stage="voter",
+                    in_ring=True,
+                    reachable=None,
+                    software_version="0.1.0",
+                )
+            ],
+            load={"buffers_bytes": 0.0},
+        )
+
+    def ring(self) -> RingDocument:
+        return RingDocument(
+            epoch=1,
+            epoch_floor=0,
+            replicas=3,
+            partitions=4096,
+            members=[
+                RingMemberDocument(node_id="n1", zone="", weight=100, partitions=4096, share=1.0)
+            ],
+        )
+
+    def unready(self) -> str | None:
+        return self.reason
+
+    async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken:
+        return NewToken(token=f"hft_{actor}", lifetime_seconds=lifetime_seconds)
+
+    async def join(self, sealed: bytes) -> bytes:
+        if sealed == b"wrong":
+            raise ApiError("token_invalid", "the token is not valid, was used, or has expired")
+        self.joins.append(sealed)
+        return b"sealed answer"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP response, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The code of a problem document."""
+        assert self.headers["Content-Type"] == "application/problem+json", self.body
+        return str(self.json["code"])
+
+
+class Serving:
+    """A running gateway and the ways to talk to it."""
+
+    def __init__(
+        self,
+        *,
+        metadata: FakeMetadata,
+        chunks: MemoryChunks,
+        buffers: BufferPool,
+        cluster: FakeCluster,
+        server: GatewayServer,
+        port: int,
+        admin_key: str,
+    ) -> None:
+        self.metadata = metadata
+        self.chunks = chunks
+        self.buffers = buffers
+        self.cluster = cluster
+        self.server = server
+        self.port = port
+        self.admin_key = admin_key
+        self.url = f"http://127.0.0.1:{port}"
+        self.session = aiohttp.ClientSession(auto_decompress=False)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        key: str | None = "admin",
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Answer:
+        """One request; `key` "admin" is the administrator's, None is nobody's."""
+        sent = dict(headers or {})
+        if key is not None:
+            sent["Authorization"] = f"Bearer {self.admin_key if key == 'admin' else key}"
+        async with self.session.request(
+            method, URL(self.url + path, encoded=True), headers=sent, **options
+        ) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def file(self, method: str, path: str, **options: Any) -> Answer:
+        return await self.request(method, f"/api/v1/files/{path}", **options)
+
+    def client(self, key: str | None = "admin") -> GatewayClient:
+        return GatewayClient(self.url, self.admin_key if key == "admin" else key)
+
+    async def make_bucket(self, name: str, **settings: Any) -> None:
+        await self.metadata.submit(CreateBucket(name=name, actor=ADMIN_KEY_ID, **settings))
+
+    async def make_key(self, role: str) -> str:
+        key = new_key()
+        result = await self.metadata.submit(
+            CreateKey(key_id=key.key_id, secret_hash=key.secret_hash, actor=ADMIN_KEY_ID, role=role)
+        )
+        assert isinstance(result, Done), result
+        return key.text
+
+    async def raw(self, request: bytes, *, finish: bool = False) -> bytes:
+        """Send bytes as they are and return everything until the gateway closes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            if finish:
+                writer.write_eof()
+            async with asyncio.timeout(WAIT_SECONDS):
+                return await reader.read()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(
+    directory: str, *, buffers: BufferPool | None = None, **settings: Any
+) -> AsyncIterator[Serving]:
+    """A gateway with bucket `box` and an administrator's key, until the block ends.
+
+    At the end no request is left, every buffer is back, and the budget for downloads is whole.
+    """
+    admin = new_key()
+    metadata = FakeMetadata(f"{directory}/state.sqlite")
+    await metadata.bootstrap()
+    await metadata.submit(
+        CreateKey(
+            key_id=admin.key_id, secret_hash=admin.secret_hash, actor=ADMIN_KEY_ID, role="admin"
+        )
+    )
+    chunks, cluster = MemoryChunks(), FakeCluster()
+    buffers = buffers or BufferPool()
+    settings.setdefault("chunk_size_bytes", TINY_CHUNK)
+    workers = ThreadPoolExecutor(2)
+    server = make_server(
+        metadata,
+        chunks,
+        buffers,
+        cluster,
+        settings=GatewaySettings(**settings),
+        workers=workers,
+    )
+    runner = web.ServerRunner(server, shutdown_timeout=1.0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    served = Serving(
+        metadata=metadata,
+        chunks=chunks,
+        buffers=buffers,
+        cluster=cluster,
+        server=server,
+        port=port,
+        admin_key=admin.text,
+    )
+    try:
+        await served.make_bucket("box")
+        yield served
+        await eventually(lambda: buffers.leased_bytes == 0)
+        await eventually(lambda: server.backends.read_budget.taken_bytes == 0)
+    finally:
+        await served.session.close()
+        await runner.cleanup()
+        workers.shutdown()
+        await metadata.stop()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, for `WAIT_SECONDS` at most."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.005)
+
+
+def contents(size: int, *, seed: int = 0) -> bytes:
+    """Bytes without repetition in any chunk, the same for the same seed."""
+    return Random(seed).randbytes(size)
