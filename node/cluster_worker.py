@@ -26,6 +26,7 @@ from metadata_raft.commands import (
     RingChanged,
 )
 from metadata_raft.errors import MetadataError
+from metadata_raft.membership import voters_wanted
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from node.logs import event
 
@@ -184,13 +185,6 @@ def ring_change(cluster: ClusterRecord, members: Sequence[MemberRecord]) -> Chan
         node_ids=tuple(sorted(record.member.node_id for record in [*present, *new])),
         replicas=cluster.replicas,
     )
-
-
-def voters_wanted(nodes: int) -> int:
-    """Up to five, at most the largest odd number of nodes; but of two nodes both vote."""
-    if nodes == 2:
-        return 2
-    return min(5, nodes if nodes % 2 else nodes - 1)
 
 
 async def _submitted(metadata: WorkedMetadata, command: Command) -> Result | None:

@@ -54,7 +54,11 @@ class PortTakenError(NodeError):
 
 
 class MembershipError(NodeError):
-    pass
+    """`left` says that the cluster has removed this node for good."""
+
+    def __init__(self, sentence: str, *, left: bool) -> None:
+        super().__init__(sentence)
+        self.left = left
 
 
 class FatalDiskError(NodeError):

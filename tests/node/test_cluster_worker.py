@@ -117,12 +117,6 @@ def test_a_settled_ring_and_an_unfounded_cluster_change_nothing() -> None:
     assert ring_change(cluster(epoch=0), [record("a", in_ring=False)]) is None
 
 
-@pytest.mark.parametrize(("nodes", "voters"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (9, 5)])
-def test_voters_are_odd_except_for_two(nodes: int, voters: int) -> None:
-    """As the design says."""
-    assert cluster_worker.voters_wanted(nodes) == voters
-
-
 async def test_only_the_leader_changes_the_ring() -> None:
     """A follower looks on."""
     metadata = FakeMetadata([record("a"), record("b", in_ring=False)])

@@ -1,0 +1,170 @@
+"""What this node says about itself and the cluster, and what it does about access and joining.
+
+The gateway's `Cluster`, answered from the replicated metadata, the Raft group and the ring. Reading
+the state of the cluster needs no quorum, because it is asked for most when there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from gateway.authentication import new_key
+from gateway.documents import (
+    ClusterDocument,
+    MemberDocument,
+    NewKey,
+    NewToken,
+    RaftDocument,
+    RingDocument,
+    RingMemberDocument,
+)
+from gateway.errors import from_failure
+from metadata_raft.commands import SYSTEM, Command, CreateKey, Failure, Result
+from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord, RaftStatus
+from node.data_directory import Identity
+from node.join import Admission
+from ring.members import PARTITION_COUNT, NodeId
+from ring.placement import Ring
+
+
+class GatewaySnapshot(Protocol):
+    def cluster(self) -> ClusterRecord: ...
+
+    def members(self) -> Sequence[MemberRecord]: ...
+
+
+class ClusterMetadata(Protocol):
+    """What the status needs of `MetadataGroup`."""
+
+    async def submit(self, command: Command, *, timeout_seconds: float = 10.0) -> Result: ...
+
+    def snapshot(self) -> AbstractContextManager[GatewaySnapshot]: ...
+
+    def applied(self) -> AppliedState: ...
+
+    def status(self) -> RaftStatus: ...
+
+
+class NodeCondition(Protocol):
+    """What only the running node knows of itself."""
+
+    def unready(self) -> str | None: ...
+
+    def settled(self) -> bool | None: ...
+
+    def reachable(self, node_id: NodeId) -> bool | None: ...
+
+    def load(self) -> Mapping[str, float]: ...
+
+
+class ClusterGateway:
+    """A `gateway.interfaces.Cluster`, and what the control socket asks for. Main loop only."""
+
+    def __init__(
+        self,
+        *,
+        metadata: ClusterMetadata,
+        admission: Admission,
+        condition: NodeCondition,
+        ring: Callable[[], Ring],
+        identity: Identity,
+        software_version: str,
+    ) -> None:
+        self._metadata = metadata
+        self._admission = admission
+        self._condition = condition
+        self._ring = ring
+        self._identity = identity
+        self._software_version = software_version
+
+    def unready(self) -> str | None:
+        return self._condition.unready()
+
+    def status(self) -> ClusterDocument:
+        with self._metadata.snapshot() as snapshot:
+            cluster, members = snapshot.cluster(), snapshot.members()
+        raft = self._metadata.status()
+        return ClusterDocument(
+            cluster_id=self._identity.cluster_id,
+            cluster_version=cluster.cluster_version,
+            node_id=self._identity.node_id,
+            software_version=self._software_version,
+            quorum=raft.quorum,
+            settled=self._condition.settled(),
+            epoch=cluster.epoch,
+            generation=cluster.generation,
+            replicas=cluster.replicas,
+            raft=RaftDocument(
+                role=raft.role,
+                term=raft.term,
+                leader=raft.leader,
+                commit_index=raft.commit_index,
+                applied_index=raft.applied_index,
+            ),
+            members=[self._member(record) for record in members],
+            load=dict(self._condition.load()),
+        )
+
+    def _member(self, record: MemberRecord) -> MemberDocument:
+        member = record.member
+        return MemberDocument(
+            node_id=member.node_id,
+            client_url=member.client_url,
+            peer_address=member.peer_address,
+            raft_address=member.raft_address,
+            zone=member.zone,
+            weight=member.weight,
+            stage=record.stage,
+            in_ring=record.in_ring,
+            reachable=self._condition.reachable(member.node_id),
+            software_version=record.software_version,
+        )
+
+    def ring(self) -> RingDocument:
+        with self._metadata.snapshot() as snapshot:
+            cluster = snapshot.cluster()
+        ring = self._ring()
+        counts = ring.partition_counts()
+        copies = max(1, PARTITION_COUNT * ring.copies)
+        return RingDocument(
+            epoch=ring.epoch,
+            epoch_floor=cluster.epoch_floor,
+            replicas=ring.membership.replicas,
+            partitions=PARTITION_COUNT,
+            members=[
+                RingMemberDocument(
+                    node_id=member.node_id,
+                    zone=member.zone,
+                    weight=member.weight,
+                    partitions=counts[member.node_id],
+                    share=counts[member.node_id] / copies,
+                )
+                for member in ring.membership.members
+            ],
+        )
+
+    async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken:
+        return await self._admission.create_token(actor=actor, lifetime_seconds=lifetime_seconds)
+
+    async def join(self, sealed: bytes) -> bytes:
+        return await self._admission.answer(sealed)
+
+    async def reset_admin_key(self) -> NewKey:
+        """A new admin key; all earlier ones are revoked in the same step. Raises ApiError."""
+        key = new_key()
+        description = "made by reset-key on a node"
+        result = await self._metadata.submit(
+            CreateKey(
+                key_id=key.key_id,
+                secret_hash=key.secret_hash,
+                actor=SYSTEM,
+                role="admin",
+                description=description,
+                replaces_role="admin",
+            )
+        )
+        if isinstance(result, Failure):
+            raise from_failure(result)
+        return NewKey(key_id=key.key_id, role="admin", description=description, key=key.text)
