@@ -268,7 +268,7 @@ def _version_of(entry: bytes) -> int | None:
     try:
         fields = msgspec.msgpack.decode(entry, type=list[msgspec.Raw])
         return msgspec.msgpack.decode(fields[0], type=int)
-    except (msgspec.DecodeError, IndexError):
+    except (msgspec.DecodeError, IndexError, RecursionError):
         return None
 
 

@@ -1,0 +1,135 @@
+"""Crashes, checkpoints, and files that are not what they should be (rule M4)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from metadata_raft.commands import (
+    AdvanceGeneration,
+)
+from metadata_raft.errors import FatalRaftError
+from metadata_raft.state_errors import StateCorruptError, UnknownVersionError
+from metadata_raft.state_machine import StateMachine
+from tests.metadata_raft.replica import (
+    Replica,
+    put_chunks,
+    put_inline,
+    tables_of,
+)
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[Replica]:
+    replica = Replica(str(tmp_path / "state.db")).bootstrap()
+    yield replica
+    replica.close()
+
+
+def test_a_crash_between_commits_is_healed_by_the_log(replica: Replica, tmp_path: Path) -> None:
+    """A copy taken in mid-batch holds the last commit; replaying the log makes it equal."""
+    for number in range(5):
+        replica.do(put_chunks("default", f"{number}", number))
+    entry = replica.entry([replica.propose(put_chunks("default", "uncommitted", 9))])
+    replica.log.append(entry)
+    replica.machine.apply(len(replica.log), 1, entry)
+    for suffix in ("", "-wal"):
+        shutil.copy(replica.path + suffix, tmp_path / f"copy.db{suffix}")
+    replica.machine.flush()
+
+    copy = StateMachine(str(tmp_path / "copy.db"))
+    assert copy.applied.index == len(replica.log) - 1
+    answered = [copy.apply(index, 1, logged) for index, logged in enumerate(replica.log, start=1)]
+    assert [len(answers) for answers in answered] == [0] * (len(replica.log) - 1) + [1]
+    copy.close()
+    assert tables_of(str(tmp_path / "copy.db")) == tables_of(replica.path)
+
+
+def test_a_lost_log_file_of_sqlite_is_healed_by_the_journal(
+    replica: Replica, tmp_path: Path
+) -> None:
+    """After power loss the state may be an older commit; the log from there on makes it equal."""
+    replica.do(put_inline("default", "a"))
+    index = replica.machine.checkpoint()
+    assert index == len(replica.log)
+    replica.reopen()  # closing copies everything into the main file
+    replica.do(put_inline("default", "b"))
+    shutil.copy(replica.path, tmp_path / "old.db")
+    old = StateMachine(str(tmp_path / "old.db"))
+    assert index <= old.applied.index < len(replica.log)
+    for number in range(old.applied.index, len(replica.log)):
+        old.apply(number + 1, 1, replica.log[number])
+    old.close()
+    assert tables_of(str(tmp_path / "old.db")) == tables_of(replica.path)
+
+
+def test_a_checkpoint_is_a_full_sync_of_something_written(replica: Replica) -> None:
+    """The commit runs under synchronous=FULL and writes a page, for else SQLite syncs nothing."""
+    replica.do(put_inline("default", "a"))
+    statements: list[str] = []
+    connection = replica.machine._connection
+    connection.set_trace_callback(statements.append)
+    frames = os.path.getsize(replica.path + "-wal")
+    assert replica.machine.checkpoint() == len(replica.log)
+    connection.set_trace_callback(None)
+    full = statements.index("PRAGMA synchronous = FULL")
+    commit = statements.index("COMMIT", full)
+    assert statements.index("PRAGMA synchronous = NORMAL") > commit
+    assert os.path.getsize(replica.path + "-wal") > frames
+    assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
+
+
+def test_a_checkpoint_commits_what_is_grouped(replica: Replica) -> None:
+    """The returned index covers entries applied but not flushed before."""
+    entry = replica.entry([replica.propose(AdvanceGeneration(expected=0))])
+    replica.machine.apply(50, 1, entry)
+    assert replica.machine.checkpoint() == 50
+    assert replica.rows("SELECT applied_index, generation FROM cluster") == [(50, 1)]
+
+
+def test_the_log_of_sqlite_stays_short(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying back happens beside the commits, and then the log starts over."""
+    monkeypatch.setattr("metadata_raft.wal.WAL_SIZE_START", 256 * 1024)
+    largest = 0
+    for number in range(600):
+        replica.do(put_inline("default", f"{number:04}", bytes(4000)))
+        largest = max(largest, os.path.getsize(replica.path + "-wal"))
+    assert largest < 4 * 1024 * 1024
+    keeper = replica.machine._wal
+    if keeper._copier is not None:
+        keeper._copier.join()
+    keeper.after_commit()
+    assert os.path.getsize(replica.path + "-wal") < 256 * 1024
+    assert len(replica.rows("SELECT 1 FROM files")) == 600
+
+
+def test_a_foreign_or_damaged_file_is_refused(tmp_path: Path) -> None:
+    """What isn't a state of ours, or is of newer software, ends the start with a reason."""
+    (tmp_path / "text.db").write_bytes(b"no database at all, but long enough to be read" * 100)
+    with pytest.raises(StateCorruptError, match=r"text\.db"):
+        StateMachine(str(tmp_path / "text.db"))
+    connection = sqlite3.connect(tmp_path / "newer.db")
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(UnknownVersionError, match="schema version 2"):
+        StateMachine(str(tmp_path / "newer.db"))
+    assert issubclass(StateCorruptError, FatalRaftError)
+    assert issubclass(UnknownVersionError, FatalRaftError)
+
+
+def test_a_failing_disk_ends_the_process(replica: Replica) -> None:
+    """A database error is never an answer: it is local, so it must not look like a result."""
+    replica.machine._connection.execute("PRAGMA query_only = ON")
+    with pytest.raises(StateCorruptError):
+        replica.do(put_inline("default", "a"))
+
+
+def test_closing_twice_is_closing_once(replica: Replica) -> None:
+    """A stop path may call it again."""
+    replica.machine.close()
+    replica.close()
