@@ -14,7 +14,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from metadata_raft.commands import ENTRY_SIZE_LIMIT, ENTRY_VERSION
+from metadata_raft.commands import (
+    ENTRY_SIZE_LIMIT,
+    ENTRY_VERSION,
+    IdempotencyKey,
+    Proposal,
+    encode,
+)
 from metadata_raft.errors import (
     MetadataError,
     NoQuorumError,
@@ -85,9 +91,27 @@ def encode_entry(time_ms: int, proposals: list[bytes]) -> bytes:
     return _encoder.encode((ENTRY_VERSION, time_ms, [msgspec.Raw(each) for each in proposals]))
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A command that wants to become a proposal; how long it may live is counted from the state
+    time its first leader tells."""
+
+    request_id: bytes
+    command: bytes
+    """Encoded."""
+    lifetime_ms: int
+    idempotency: IdempotencyKey | None = None
+
+    def propose(self, time_ms: int) -> bytes:
+        """The encoded proposal, at this state time."""
+        not_after_ms = time_ms + self.lifetime_ms
+        command = msgspec.Raw(self.command)
+        return encode(Proposal(self.request_id, not_after_ms, command, self.idempotency))
+
+
 @dataclass(slots=True)
 class _Pending:
-    proposal: bytes
+    draft: Draft
     deadline: float
     """When its caller gives up."""
     submit_before: float
@@ -96,6 +120,8 @@ class _Pending:
     """Leader and term it went to, and may be waiting at."""
     routed_at: float = 0.0
     not_before: float = 0.0
+    proposal: bytes = b""
+    """Made once, and the same in every repetition."""
     submissions: int = 0
     """Sent this often without a refusal; where it is 0, nothing can have happened."""
 
@@ -113,21 +139,21 @@ class PendingProposals:
     def __contains__(self, request_id: bytes) -> bool:
         return request_id in self._pending
 
-    def add(
-        self, request_id: bytes, proposal: bytes, *, deadline: float, submit_before: float
-    ) -> None:
+    def add(self, draft: Draft, *, deadline: float, submit_before: float) -> None:
         """Wait for a new proposal, or on for one that waits already."""
-        present = self._pending.get(request_id)
+        present = self._pending.get(draft.request_id)
         if present is not None:
             present.deadline = max(present.deadline, deadline)
             return
-        self._pending[request_id] = _Pending(proposal, deadline, submit_before)
-        self._unrouted.append(request_id)
+        self._pending[draft.request_id] = _Pending(draft, deadline, submit_before)
+        self._unrouted.append(draft.request_id)
 
-    def route(self, leader: NodeId, term: int, now: float) -> list[tuple[bytes, bytes]]:
+    def route(
+        self, leader: NodeId, term: int, *, time_ms: int, now: float
+    ) -> list[tuple[bytes, bytes]]:
         """Return what shall go to this leader now, at most `FORWARD_SIZE_LIMIT` bytes at a time.
 
-        Call again until it returns nothing.
+        `time_ms` is state time. Call again until it returns nothing.
         """
         batch: list[tuple[bytes, bytes]] = []
         size = 0
@@ -139,6 +165,8 @@ class PendingProposals:
             if pending.not_before > now:
                 self._unrouted.append(request_id)
                 continue
+            if not pending.proposal:
+                pending.proposal = pending.draft.propose(time_ms)
             size += len(pending.proposal)
             if size > FORWARD_SIZE_LIMIT and batch:
                 self._unrouted.appendleft(request_id)

@@ -11,14 +11,13 @@ an answer is given only after the state machine's commit.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
 
-from metadata_raft.batching import GroupCommit, PendingProposals, encode_entry
+from metadata_raft.batching import Draft, GroupCommit, PendingProposals, encode_entry
 from metadata_raft.commands import (
     AbortUpload,
     AdvanceGeneration,
@@ -80,6 +79,25 @@ TRANSFER_SECONDS_LIMIT = 0.5
 
 _proposal_decoder = msgspec.msgpack.Decoder(Proposal)
 _FREES_SPACE = (DeleteFile, DeleteBucket, AbortUpload, AdvanceGeneration, ReclaimStep)
+
+
+class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How this member sees the group."""
+
+    node_id: NodeId
+    role: str
+    """leader, candidate, follower or learner."""
+    term: int
+    leader_id: NodeId | None
+    commit_index: int
+    applied_index: int
+    first_index: int
+    last_index: int
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...]
+    lag_entries: dict[NodeId, int]
+    """On the leader: how far each member's journal is behind."""
+    state_time_ms: int
 
 
 class Links(Protocol):
@@ -173,14 +191,12 @@ class Replica:
 
     # --- what comes in ------------------------------------------------------------------------
 
-    def submit(
-        self, request_id: bytes, proposal: bytes, *, deadline: float, submit_before: float
-    ) -> None:
-        """Have an encoded `Proposal` applied; its answer appears in `results` by `deadline`.
+    def submit(self, draft: Draft, *, deadline: float, submit_before: float) -> None:
+        """Have a command applied; its answer appears in `results` by `deadline`.
 
         Where no leader takes it before `submit_before` it fails as never submitted.
         """
-        self._pending.add(request_id, proposal, deadline=deadline, submit_before=submit_before)
+        self._pending.add(draft, deadline=deadline, submit_before=submit_before)
 
     def read(self, token: int, deadline: float) -> None:
         """Ask for a linearizable index to be applied here; `reads_done` has the token then."""
@@ -298,6 +314,29 @@ class Replica:
         self.state_needed_from = None
         self.engine.restart_at(state.applied.index, term, configuration)
 
+    def status(self) -> RaftStatus:
+        engine = self.engine
+        others = [each for each in engine.configuration.members if each != self.node_id]
+        last_index = self.log.last_index
+        return RaftStatus(
+            node_id=self.node_id,
+            role=engine.role,
+            term=engine.term,
+            leader_id=engine.leader_id,
+            commit_index=engine.commit_index,
+            applied_index=engine.applied_index,
+            first_index=self.log.first_index,
+            last_index=last_index,
+            voters=engine.configuration.voters,
+            learners=engine.configuration.learners,
+            lag_entries=(
+                {each: last_index - engine.match_index(each) for each in others}
+                if engine.is_leader
+                else {}
+            ),
+            state_time_ms=self.state_time_ms(),
+        )
+
     def pending_request_ids(self) -> list[bytes]:
         return self._pending.request_ids()
 
@@ -361,13 +400,14 @@ class Replica:
             return
         self._pending.reroute(leader=leader, term=term, now=now, connection_new=self._route_is_new)
         self._route_is_new = False
+        time_ms = self.state_time_ms()
         if leader == self.node_id:
-            while batch := self._pending.route(leader, term, now):
+            while batch := self._pending.route(leader, term, time_ms=time_ms, now=now):
                 refused = [each for each, proposal in batch if not self._group.add(each, proposal)]
                 self.results += self._pending.refused(refused, now, overloaded=True)
             return
         while self._links.can_send(leader):
-            batch = self._pending.route(leader, term, now)
+            batch = self._pending.route(leader, term, time_ms=time_ms, now=now)
             if not batch:
                 break
             self._links.send(leader, Forward([proposal for _, proposal in batch]))
@@ -535,12 +575,10 @@ class Replica:
         command = SetMemberStage(node_id=node_id, stage=stage, expected_stage=expected_stage)
         request_id = self._generator.randbytes(16)
         lifetime_ms = int(MEMBERSHIP_TIMEOUT_SECONDS * 2000)
-        proposal = Proposal(
-            request_id, self.state_time_ms() + lifetime_ms, msgspec.Raw(encode(command))
-        )
         self._stage_request = request_id
         deadline = now + MEMBERSHIP_TIMEOUT_SECONDS
-        self.submit(request_id, encode(proposal), deadline=deadline, submit_before=deadline)
+        draft = Draft(request_id, encode(command), lifetime_ms)
+        self.submit(draft, deadline=deadline, submit_before=deadline)
 
 
 def _frees_space(proposal: bytes) -> bool:
@@ -549,7 +587,3 @@ def _frees_space(proposal: bytes) -> bool:
     except msgspec.DecodeError:
         return False
     return isinstance(command, _FREES_SPACE)
-
-
-def fresh_request_id() -> bytes:
-    return os.urandom(16)

@@ -42,6 +42,8 @@ class RaftSettings:
     listen_host: str
     listen_port: int
     """0 takes a free port (tests); `MetadataGroup.listen_address` tells which."""
+    advertise_address: str | None = None
+    """`host:port` at which the others reach this node; the listening one where not given."""
     cluster_key: bytes
     """32 secret bytes every member has; peers prove to each other that they know it."""
     bootstrap: bool = False

@@ -1,0 +1,270 @@
+"""The metadata group as the rest of a node sees it: commands in, results out, reads that are true.
+
+`MetadataGroup` lives on the main loop and has a raft thread below it (`raft_thread.py`). A command
+returns once it is applied on this node; a barrier returns once this node has applied everything
+that was acknowledged anywhere before it was called (rule M3). What neither can promise is said by
+the type of the error: `NotSubmittedError` when nothing happened, `OutcomeUnknownError` when the
+same request id has to be repeated to find out (rule M1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Never
+
+from metadata_raft.batching import PROPOSAL_SIZE_LIMIT, Draft
+from metadata_raft.commands import Command, IdempotencyKey, Result, decode_result, encode
+from metadata_raft.configuration import Configuration
+from metadata_raft.digests import state_digest
+from metadata_raft.errors import (
+    CommandTooLargeError,
+    MembershipChangeError,
+    NoQuorumError,
+    OutcomeUnknownError,
+    OverloadedError,
+    RemovedError,
+)
+from metadata_raft.raft_thread import STATE_NAME, Delivery, RaftThread
+from metadata_raft.readers import ReaderPool, SnapshotContext
+from metadata_raft.records import AppliedState, StateDigest
+from metadata_raft.replica import RaftStatus
+from metadata_raft.settings import RaftSettings
+from ring.members import NodeId
+
+SUBMIT_SECONDS_LIMIT = 1.0
+"""A command that finds no leader for this long was not submitted; design §7 promises a 503 then."""
+
+OUTSTANDING_LIMIT = 4096
+OUTSTANDING_SIZE_LIMIT = 32 * 1024 * 1024
+"""Commands one node has on their way; beyond it callers are refused at once (hazard 16)."""
+
+REPEATABLE_MS = 23 * 3_600_000
+"""How long a request with a caller's own id may be repeated; results are kept for 24 h."""
+
+ONE_TIME_MS = 10 * 60_000
+"""The same for an id made here, which only an `OutcomeUnknownError` tells."""
+
+ENVELOPE_SIZE = 128
+"""Bytes of a proposal besides command and idempotency key."""
+
+FATAL_EXIT_STATUS = 70
+"""EX_SOFTWARE: the process ended itself rather than risk acknowledged data."""
+
+_logger = logging.getLogger(__name__)
+
+
+def exit_process(error: BaseException) -> Never:
+    """End the process at once: what is in memory can't be trusted any more (rule M4)."""
+    _logger.critical("metadata failed, the process ends", exc_info=error)
+    os._exit(FATAL_EXIT_STATUS)
+
+
+class MetadataGroup:
+    """This node's member of the metadata group. Main loop only, unless said otherwise."""
+
+    def __init__(
+        self,
+        settings: RaftSettings,
+        *,
+        on_fatal: Callable[[BaseException], None] = exit_process,
+    ) -> None:
+        """`on_fatal` is called on the main loop when going on could lose acknowledged data."""
+        self._settings = settings
+        self._on_fatal = on_fatal
+        self._state_path = os.path.join(settings.directory, STATE_NAME)
+        self._readers = ReaderPool(self._state_path)
+        self._thread: RaftThread | None = None
+        self._stopped = False
+        self._loop: asyncio.AbstractEventLoop
+        self._waiting: dict[bytes, list[asyncio.Future[Result]]] = {}
+        self._waiting_size = 0
+        self._reading: dict[int, asyncio.Future[int]] = {}
+        self._read_token = 0
+        self._listeners: list[Callable[[AppliedState], None]] = []
+        self._applied: AppliedState
+        self.listen_address = ""
+        """Where other members reach this node, `host:port`; known after `start`."""
+
+    async def start(self) -> None:
+        """Recover journal and state, open the transport, begin to tick.
+
+        Raises StorageUnusableError, StateCorruptError or StateMismatchError, whose messages are for
+        the operator, and OSError where the address is taken.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._thread = RaftThread(
+            self._settings, self._readers, deliver=self._deliver, failed=self._fail
+        )
+        self.listen_address = await self._thread.start()
+        self._applied = self._thread.applied
+
+    async def stop(self) -> None:
+        """Hand over leadership if leading, answer everybody, flush, close. May be repeated."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._thread is not None:
+            await self._thread.stop()
+            # What the thread delivered last is on its way.
+            await asyncio.sleep(0)
+        self._abandon("this node is stopping")
+        self._readers.close()
+
+    async def submit(
+        self,
+        command: Command,
+        *,
+        timeout_seconds: float = 10.0,
+        request_id: bytes | None = None,
+        idempotency: IdempotencyKey | None = None,
+    ) -> Result:
+        """Have a command applied; returns its Result once it is applied on this node.
+
+        A `Failure` is a value. Raises NoQuorumError, OverloadedError, CommandTooLargeError or
+        RemovedError where nothing happened, and OutcomeUnknownError where that is not known: it
+        names the request id with which the same command may be repeated.
+        """
+        thread = self._running()
+        lifetime_ms = REPEATABLE_MS if request_id or idempotency else ONE_TIME_MS
+        draft = Draft(request_id or os.urandom(16), encode(command), lifetime_ms, idempotency)
+        size = len(draft.command) + ENVELOPE_SIZE
+        if idempotency is not None:
+            size += len(idempotency.scope) + len(idempotency.key) + len(idempotency.fingerprint)
+        if size > PROPOSAL_SIZE_LIMIT:
+            raise CommandTooLargeError(
+                f"a {type(command).__name__} of {size} bytes; {PROPOSAL_SIZE_LIMIT} fit an entry"
+            )
+        if (
+            len(self._waiting) >= OUTSTANDING_LIMIT
+            or self._waiting_size + size > OUTSTANDING_SIZE_LIMIT
+        ):
+            raise OverloadedError(f"{len(self._waiting)} commands are on their way already")
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._waiting.setdefault(draft.request_id, []).append(future)
+        self._waiting_size += size
+        thread.submit(draft, timeout_seconds, min(timeout_seconds, SUBMIT_SECONDS_LIMIT))
+        try:
+            return await future
+        finally:
+            self._waiting_size -= size
+
+    async def barrier(self, *, timeout_seconds: float = 1.0) -> int:
+        """Return an index that is committed in this node's SQLite and covers every write that was
+        acknowledged anywhere before the call (ReadIndex, rule M3).
+
+        Raises NoQuorumError within the timeout, OverloadedError, RemovedError.
+        """
+        thread = self._running()
+        self._read_token = token = self._read_token + 1
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._reading[token] = future
+        thread.read(token, timeout_seconds)
+        return await future
+
+    def snapshot(self) -> SnapshotContext:
+        """A read transaction on a pooled connection, for `with`; usable from every thread."""
+        return self._readers.snapshot()
+
+    def applied(self) -> AppliedState:
+        """What this node has applied, as last published; no I/O."""
+        return self._applied
+
+    def add_listener(self, listener: Callable[[AppliedState], None]) -> None:
+        """Have a function called on the main loop with each newly published state."""
+        self._listeners.append(listener)
+
+    def status(self) -> RaftStatus:
+        """How this member sees the group, at most a tick old."""
+        assert self._thread is not None
+        return self._thread.status
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether this node was removed from the cluster for good: it should stop (rule M7)."""
+        return self._thread is not None and self._thread.is_removed
+
+    async def checkpoint(self) -> int:
+        """Make the state durable and compact the journal now; returns the durable index."""
+        thread = self._running()
+        return await thread.call(thread.checkpoint)
+
+    async def state_digest(self) -> StateDigest:
+        """Index and digest of each table of this replica (rule M8)."""
+        return await asyncio.to_thread(state_digest, self._state_path)
+
+    async def transfer_leadership(self) -> None:
+        """Ask another voter to lead; does nothing where this node doesn't lead."""
+        thread = self._running()
+        await thread.call(thread.replica.begin_transfer)
+
+    async def remove_member(self, node_id: NodeId) -> None:
+        """Remove a member for good, on the leader (rule M7); returns once the change is in the log.
+
+        Raises MembershipChangeError, which says what to do instead.
+        """
+        await self._change(lambda configuration: configuration.without(node_id))
+
+    async def demote_voter(self, node_id: NodeId) -> None:
+        """Make a voter a learner again, on the leader. Raises MembershipChangeError."""
+        await self._change(lambda configuration: configuration.with_demoted(node_id))
+
+    # --- inside -------------------------------------------------------------------------------
+
+    async def _change(self, change: Callable[[Configuration], Configuration]) -> None:
+        thread = self._running()
+
+        def append() -> None:
+            replica = thread.replica
+            if not replica.engine.is_leader:
+                raise MembershipChangeError(f"ask the leader, node {replica.engine.leader_id}")
+            replica.change_configuration(change(replica.engine.configuration))
+
+        await thread.call(append)
+
+    def _running(self) -> RaftThread:
+        if self._thread is None or self._stopped:
+            raise NoQuorumError("this node is not running")
+        if self._thread.is_removed:
+            raise RemovedError("this node was removed from the cluster")
+        return self._thread
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if delivery.applied is not None:
+            self._applied = delivery.applied
+        for request_id, outcome in delivery.results:
+            for future in self._waiting.pop(request_id, ()):
+                if future.done():
+                    continue
+                if isinstance(outcome, bytes):
+                    future.set_result(decode_result(outcome))
+                else:
+                    future.set_exception(outcome)
+        for token, index in delivery.reads:
+            reading = self._reading.pop(token, None)
+            if reading is None or reading.done():
+                continue
+            if isinstance(index, int):
+                reading.set_result(index)
+            else:
+                reading.set_exception(index)
+        if delivery.applied is not None:
+            for listener in self._listeners:
+                listener(delivery.applied)
+
+    def _abandon(self, reason: str) -> None:
+        for request_id, futures in self._waiting.items():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(OutcomeUnknownError(request_id, reason))
+        for reading in self._reading.values():
+            if not reading.done():
+                reading.set_exception(NoQuorumError(reason))
+        self._waiting.clear()
+        self._reading.clear()
+
+    def _fail(self, error: BaseException) -> None:
+        self._abandon(f"this node failed: {error}")
+        self._on_fatal(error)
