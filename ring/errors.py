@@ -8,7 +8,8 @@ RingError
 ├── StoreOverloadedError    the writer's queue is full; a retry helps
 ├── StoreFailedError        the disk failed: the store takes no more writes until a restart
 ├── OverloadedError         no buffer came free in time; a retry helps
-└── RecordError             bytes that are no record of this volume (inside the store only)
+├── RecordError             bytes that are no record of this volume (inside the store only)
+└── IndexDamagedError       SQLite refuses the index (inside the store only)
 """
 
 from __future__ import annotations
@@ -58,3 +59,11 @@ class OverloadedError(RingError):
 
 class RecordError(RingError):
     pass
+
+
+class IndexDamagedError(RingError):
+    """The index can't be read or written; a new start rebuilds it from the volumes if need be."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(f"the chunk index {path} is unusable: {detail}")
+        self.path = path

@@ -186,6 +186,12 @@ class ChunkStore(Protocol):
         linearizable read has been given. A floor never goes down.
         """
 
+    async def wait_indexed(self) -> None:
+        """Wait until `ids`, digests and statistics reflect all that was acknowledged before.
+
+        They follow the acknowledgements within milliseconds, and mostly need not be waited for.
+        """
+
     def ids(self, after: bytes, limit: int) -> list[bytes]:
         """Return up to `limit` ids of healthy chunks greater than `after`, in order. Any thread."""
 

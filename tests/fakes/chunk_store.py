@@ -1,0 +1,246 @@
+"""A `ChunkStore` in memory: the same promises as the one on disk, as far as one process can tell.
+
+For tests of what stands above the store. `damage` makes a copy bad, `hold_writes` keeps writes
+from becoming durable until released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ring.codec import decode, verify
+from ring.errors import (
+    ChunkDamagedError,
+    ChunkNotFoundError,
+    ChunkRejectedError,
+    StoreFailedError,
+    StoreFullError,
+)
+from ring.interfaces import (
+    ChunkRow,
+    ChunkStat,
+    Encoded,
+    PartitionDigest,
+    PutOutcome,
+    StoredContent,
+    StoreStatistics,
+)
+from ring.members import PARTITION_COUNT
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    content: Encoded
+    touch: int
+    quarantined: bool = False
+    damaged: bool = False
+
+
+class MemoryChunkStore:
+    """Holds at most `quota_bytes` of payloads. `failure` makes every change raise."""
+
+    def __init__(self, *, quota_bytes: int | None = None) -> None:
+        self.failure: str | None = None
+        self.on_damage: Callable[[bytes], None] | None = None
+        self._quota_bytes = quota_bytes
+        self._chunks: dict[bytes, _Chunk] = {}
+        self._floor: int | None = None
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._in_flight: dict[bytes, asyncio.Future[None]] = {}
+        self._damage_found = 0
+        self._deleted = 0
+        self._written = 0
+        self._bytes_written = 0
+
+    # --- what tests do to it -------------------------------------------------------------------
+
+    def damage(self, chunk_id: bytes) -> None:
+        """Let the copy be found bad by whoever reads it next."""
+        self._chunks[chunk_id] = replace(self._chunks[chunk_id], damaged=True)
+
+    def hold_writes(self) -> None:
+        self._gate.clear()
+
+    def release_writes(self) -> None:
+        self._gate.set()
+
+    # --- the interface -------------------------------------------------------------------------
+
+    async def put(self, chunk_id: bytes, content: Encoded, *, touch: int) -> PutOutcome:
+        if content.checksums is None:
+            verify(chunk_id, content)
+        elif content.checksums.chunk_id != chunk_id:
+            raise ChunkRejectedError(chunk_id, "its checksums are of another chunk")
+        while True:
+            in_flight = self._in_flight.get(chunk_id)
+            if in_flight is not None:
+                await asyncio.wait((in_flight,))
+                in_flight.result()
+                continue
+            chunk = self._chunks.get(chunk_id)
+            if chunk is not None and chunk.damaged and not chunk.quarantined:
+                self._quarantine(chunk_id)
+                continue
+            if chunk is not None and not chunk.quarantined:
+                self._raise(chunk_id, touch)
+                return PutOutcome.EXISTED
+            await self._write(chunk_id, content, touch)
+            return PutOutcome.WRITTEN
+
+    async def _write(self, chunk_id: bytes, content: Encoded, touch: int) -> None:
+        self._refuse_if_failed()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._in_flight[chunk_id] = future
+        interruption: asyncio.CancelledError | None = None
+        while not self._gate.is_set():
+            try:
+                await self._gate.wait()
+            except asyncio.CancelledError as error:
+                interruption = error
+        del self._in_flight[chunk_id]
+        used = sum(len(chunk.content.payload) for chunk in self._chunks.values())
+        if self._quota_bytes is not None and used + len(content.payload) > self._quota_bytes:
+            full = StoreFullError(f"{used} of {self._quota_bytes} bytes are used")
+            future.set_exception(full)
+            future.exception()
+            raise full
+        payload = memoryview(bytes(content.payload))
+        self._chunks[chunk_id] = _Chunk(replace(content, payload=payload), touch)
+        self._written += 1
+        self._bytes_written += len(payload)
+        future.set_result(None)
+        if interruption is not None:
+            raise interruption
+
+    async def get(
+        self, chunk_id: bytes, *, start: int = 0, end: int | None = None
+    ) -> StoredContent:
+        if start < 0 or (end is not None and end < start):
+            raise ValueError(f"no range: {start} to {end}")
+        content = self._sound(chunk_id).content
+        plaintext = decode(content.payload, content.codec, content.plain_length)
+        data = memoryview(plaintext)[start : content.plain_length if end is None else end]
+        return StoredContent(data=data.toreadonly(), plain_length=content.plain_length)
+
+    async def get_encoded(self, chunk_id: bytes) -> Encoded:
+        return replace(self._sound(chunk_id).content, checksums=None)
+
+    async def stat(self, chunk_ids: Sequence[bytes]) -> list[ChunkStat | None]:
+        return [self._stat(chunk_id) for chunk_id in chunk_ids]
+
+    async def touch(self, chunk_ids: Sequence[bytes], *, touch: int) -> list[bool]:
+        found: list[bool] = []
+        for chunk_id in chunk_ids:
+            chunk = self._chunks.get(chunk_id)
+            is_here = chunk is not None and not chunk.quarantined
+            found.append(is_here)
+            if is_here:
+                self._raise(chunk_id, touch)
+        return found
+
+    async def delete(self, chunk_id: bytes, *, unless: Callable[[ChunkRow], bool]) -> bool:
+        self._refuse_if_failed()
+        chunk = self._chunks.get(chunk_id)
+        if chunk is None or self._floor is None:
+            return False
+        row = ChunkRow(
+            chunk_id=chunk_id,
+            plain_length=chunk.content.plain_length,
+            stored_length=len(chunk.content.payload),
+            quarantined=chunk.quarantined,
+            touch=max(self._floor, chunk.touch),
+        )
+        if unless(row):
+            return False
+        if self._chunks.get(chunk_id) != chunk:
+            return False
+        del self._chunks[chunk_id]
+        self._deleted += 1
+        return True
+
+    def set_touch_floor(self, generation: int) -> None:
+        self._floor = max(self._floor or 0, generation)
+
+    async def wait_indexed(self) -> None:
+        """There is no index to wait for."""
+
+    def ids(self, after: bytes, limit: int) -> list[bytes]:
+        return [each for each in self._healthy() if each > after][:limit]
+
+    def quarantined(self, limit: int) -> list[bytes]:
+        return sorted(each for each, chunk in self._chunks.items() if chunk.quarantined)[:limit]
+
+    def partition_digests(self) -> list[PartitionDigest]:
+        counts, digests = [0] * PARTITION_COUNT, [0] * PARTITION_COUNT
+        for chunk_id in self._healthy():
+            partition = int.from_bytes(chunk_id, "big") >> (256 - 12)
+            counts[partition] += 1
+            digests[partition] ^= int.from_bytes(chunk_id, "big")
+        return [
+            PartitionDigest(count, digest.to_bytes(32, "big"))
+            for count, digest in zip(counts, digests, strict=True)
+        ]
+
+    def statistics(self) -> StoreStatistics:
+        healthy = [self._chunks[chunk_id].content for chunk_id in self._healthy()]
+        stored = sum(len(content.payload) for content in healthy)
+        return StoreStatistics(
+            chunks=len(healthy),
+            plain_bytes=sum(content.plain_length for content in healthy),
+            stored_bytes=stored,
+            allocated_bytes=sum(len(chunk.content.payload) for chunk in self._chunks.values()),
+            quarantined=len(self._chunks) - len(healthy),
+            volumes=1,
+            queue_depth=len(self._in_flight),
+            groups=self._written,
+            records_written=self._written,
+            bytes_written=self._bytes_written,
+            chunks_deleted=self._deleted,
+            damage_found=self._damage_found,
+            touch_floor=self._floor,
+            writable=self.failure is None,
+        )
+
+    # --- within --------------------------------------------------------------------------------
+
+    def _healthy(self) -> list[bytes]:
+        return sorted(each for each, chunk in self._chunks.items() if not chunk.quarantined)
+
+    def _sound(self, chunk_id: bytes) -> _Chunk:
+        chunk = self._chunks.get(chunk_id)
+        if chunk is None:
+            raise ChunkNotFoundError(chunk_id)
+        if chunk.damaged and not chunk.quarantined:
+            self._quarantine(chunk_id)
+        if chunk.damaged:
+            raise ChunkDamagedError(chunk_id, "it is quarantined")
+        return chunk
+
+    def _quarantine(self, chunk_id: bytes) -> None:
+        self._chunks[chunk_id] = replace(self._chunks[chunk_id], quarantined=True)
+        self._damage_found += 1
+        if self.on_damage is not None:
+            self.on_damage(chunk_id)
+
+    def _raise(self, chunk_id: bytes, touch: int) -> None:
+        chunk = self._chunks[chunk_id]
+        self._chunks[chunk_id] = replace(chunk, touch=max(chunk.touch, touch))
+
+    def _stat(self, chunk_id: bytes) -> ChunkStat | None:
+        chunk = self._chunks.get(chunk_id)
+        if chunk is None:
+            return None
+        return ChunkStat(
+            plain_length=chunk.content.plain_length,
+            stored_length=len(chunk.content.payload),
+            codec=chunk.content.codec,
+            quarantined=chunk.quarantined,
+            touch=None if self._floor is None else max(self._floor, chunk.touch),
+        )
+
+    def _refuse_if_failed(self) -> None:
+        if self.failure is not None:
+            raise StoreFailedError(self.failure)
