@@ -29,6 +29,7 @@ class LearnerView:
     """How a learner stands, as the leader sees it."""
 
     match_index: int
+    """0 until it has acknowledged anything to this leader."""
     heard_seconds_ago: float
 
 
@@ -103,6 +104,7 @@ def _ready(
         for name in names
         if name in stages
         and name in learners
+        and learners[name].match_index > 0
         and learners[name].match_index + CAUGHT_UP_ENTRIES >= last_index
         and learners[name].heard_seconds_ago < ANSWERING_SECONDS
     ]
