@@ -21,7 +21,7 @@ from gateway.authentication import denied, readable_bucket, verify
 from gateway.backends import Backends, Call
 from gateway.errors import PROTECTIVE_HEADERS, ApiError
 from gateway.interfaces import ReadOnlyBuffer, Snapshot
-from gateway.paths import parse_query
+from gateway.paths import file_target, parse_query
 from gateway.preconditions import (
     MalformedConditionError,
     Verdict,
@@ -84,7 +84,7 @@ class Downloads:
         await self._backends.current(call.request)
         with self._backends.metadata.snapshot() as snapshot:
             found = find(snapshot)
-        return await self._answer(call.request, found)
+        return await self._answer(call.request, found, _headers_of(found.record))
 
     async def get_by_id(self, call: Call) -> web.StreamResponse:
         """GET or HEAD of a file by the id that stays with it; Content-Location says its path."""
@@ -108,11 +108,14 @@ class Downloads:
         await self._backends.current(call.request)
         with self._backends.metadata.snapshot() as snapshot:
             found = find(snapshot)
-        return await self._answer(call.request, found)
+        headers = _headers_of(found.record)
+        headers["Content-Location"] = file_target(found.record.bucket, found.record.path)
+        return await self._answer(call.request, found, headers)
 
-    async def _answer(self, request: web.BaseRequest, found: _Found) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, found: _Found, headers: dict[str, str]
+    ) -> web.StreamResponse:
         record = found.record
-        headers = _headers_of(record)
         try:
             verdict = for_read(request.headers, record.etag, record.modified_ms)
         except MalformedConditionError as error:

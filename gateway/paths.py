@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
 from gateway.errors import ApiError
 from metadata_raft.names import bucket_name_problem, path_problem
@@ -58,6 +58,9 @@ _ONE_NAME = {"buckets": BUCKET, "files": LISTING, "by-id": BY_ID, "keys": KEY}
 _BUCKET_AND_PATH = {"files": FILE, "metadata": METADATA}
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNRESERVED = "/~!$&'()*+,;=:@"
+"""What a path component keeps as it is (RFC 3986 §3.3), and the slash between them."""
+
 _PARAMETER_LIMIT = 16
 """Parameters in one query; no route has more than five."""
 
@@ -111,6 +114,11 @@ def decoded(raw: str) -> str:
         return unquote_to_bytes(raw.encode("utf-8", "surrogateescape")).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ApiError("invalid_path", f"{_shown(raw)} is not valid UTF-8") from error
+
+
+def file_target(bucket: str, path: str) -> str:
+    """The request target of a file: the inverse of `parse_target`."""
+    return f"/api/v1/files/{bucket}/{quote(path, safe=_UNRESERVED)}"
 
 
 def parse_query(query: str, allowed: frozenset[str]) -> Mapping[str, str]:

@@ -63,7 +63,7 @@ def pieces(segments: Sequence[SegmentRecord], span: Span) -> Iterator[Piece]:
     for segment in segments:
         offset = segment.start
         for chunk_id, length in unpack(segment.chunks):
-            if offset >= span.end:
+            if offset >= span.end or span.start == span.end:
                 return
             if offset + length > span.start:
                 yield Piece(
