@@ -22,7 +22,8 @@ from gateway.documents import (
 )
 from gateway.errors import from_failure
 from metadata_raft.commands import SYSTEM, Command, CreateKey, Failure, Result
-from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord, RaftStatus
+from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
+from metadata_raft.replica import RaftStatus
 from node.data_directory import Identity
 from node.join import Admission
 from ring.members import PARTITION_COUNT, NodeId
@@ -91,7 +92,8 @@ class ClusterGateway:
             cluster_version=cluster.cluster_version,
             node_id=self._identity.node_id,
             software_version=self._software_version,
-            quorum=raft.quorum,
+            # A leader that no majority answers steps down, and a member that hears none forgets it.
+            quorum=raft.leader_id is not None,
             settled=self._condition.settled(),
             epoch=cluster.epoch,
             generation=cluster.generation,
@@ -99,7 +101,7 @@ class ClusterGateway:
             raft=RaftDocument(
                 role=raft.role,
                 term=raft.term,
-                leader=raft.leader,
+                leader=raft.leader_id,
                 commit_index=raft.commit_index,
                 applied_index=raft.applied_index,
             ),

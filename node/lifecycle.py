@@ -23,7 +23,8 @@ from node.data_directory import DataDirectory
 from node.errors import MembershipError
 from node.join import JoinToken, ask_to_join
 from node.logs import event
-from node.peer import Node, member_of
+from node.own_membership import member_of
+from node.peer import Node
 from node.ports import check_available
 from node.settings import Settings
 from node.start_plan import Start, plan_start

@@ -1,8 +1,8 @@
 """A node: the one place where ring, metadata and gateway are put together, and their life cycle.
 
-Started in the order in which they need each other, stopped in the opposite one. Whatever makes it
-unsafe to go on (a failed write, damaged metadata, being removed, a restored disk) ends up in
-`_Fate`, which `run` waits on besides the stop signal; the process then ends with that sentence.
+Its parts start in the order in which they need each other and stop in the opposite one. A failed
+disk or damaged metadata ends the process at once with one line, because nothing more may be
+acknowledged; being removed, or running on a restored disk, ends it in order.
 """
 
 from __future__ import annotations
@@ -10,8 +10,38 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import os
+import ssl
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from node.errors import NodeError
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from gateway.app import make_server
+from gateway.interfaces import GatewaySettings
+from metadata_raft.errors import FatalRaftError
+from metadata_raft.group import MetadataGroup
+from metadata_raft.records import MemberAddress
+from metadata_raft.settings import RaftSettings
+from node import process
+from node.cluster_gateway import ClusterGateway
+from node.cluster_view import ReplicatedLiveChunks, ReplicatedView
+from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker
+from node.control import ControlServer
+from node.data_directory import DataDirectory, Identity
+from node.data_plane import DataPlane
+from node.errors import DataDirectoryError, NodeError
+from node.join import Admission
+from node.logs import event
+from node.own_membership import OwnMembership, removed
+from node.ports import sentence
+from node.settings import Settings
+from ring import tls
+from ring.identity import ClusterIdentity
+from ring.members import NodeId
 
 logger = logging.getLogger(__name__)
 
@@ -21,21 +51,264 @@ WORKER_THREADS = 4
 """Hashing, compression, volume reads, listings: more than the cores of a small machine, because
 half of them wait for a disk; few, because each takes its turn at the interpreter."""
 
-_ANNOUNCE_PAUSE_SECONDS = 0.5
-_NO_QUORUM_LOG_SECONDS = 10.0
+REMOVED_CHECK_SECONDS = 1.0
+
+_RAFT_MANIFEST = "manifest"
+"""Without this file a Raft directory is nobody's (metadata_raft/storage.py)."""
 
 
-class Fate:
-    """The first reason to end; `reason` is set once."""
+class Node:
+    """One running node. `start`, then `run` until it is time to end, then `stop`."""
 
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-        self.reason: NodeError | None = None
+    def __init__(
+        self,
+        settings: Settings,
+        directory: DataDirectory,
+        identity: Identity,
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._identity = identity
+        self._say = say
+        self._cluster_identity = ClusterIdentity(
+            cluster_id=identity.cluster_id,
+            node_id=identity.node_id,
+            secret=bytes.fromhex(identity.cluster_secret),
+        )
+        self._workers = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="worker")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._end = asyncio.Event()
+        self._error: NodeError | None = None
+        self._unready: str | None = "this node is starting"
+        self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
-    def decide(self, reason: NodeError) -> None:
-        if self.reason is None:
-            self.reason = reason
-            self._event.set()
+    # --- life cycle --------------------------------------------------------------------------
 
-    async def wait(self) -> None:
-        await self._event.wait()
+    async def start(self) -> None:
+        """Start everything; returns when clients are served. Raises NodeError."""
+        asyncio.get_running_loop().set_exception_handler(self._unhandled)
+        self._metadata = self._make_metadata()
+        self._view = ReplicatedView(self._metadata)
+        self._membership = OwnMembership(
+            self._metadata, self._settings, self._identity, SOFTWARE_VERSION, self._say
+        )
+        self._registry = CollectorRegistry()
+        self._data = DataPlane(
+            settings=self._settings,
+            identity=self._cluster_identity,
+            directory=self._directory.directory("chunks"),
+            view=self._view,
+            live=ReplicatedLiveChunks(self._metadata),
+            workers=self._workers,
+            on_failure=self._fail,
+        )
+        await self._data.open()
+        self._closers.append(self._data.close)
+        await self._start_metadata()
+        self._view.load()
+        await self._data.serve()
+        gateway = await self._start_gateway()
+        self._closers.append(gateway.cleanup)
+        await self._start_control()
+        # Before this node is a full member: it may lead already, and then its own way into the ring
+        # is for itself to make.
+        self._data.run(self._leader_workers())
+        self._closers.append(self._data.rest)
+        await self._become_member()
+        self._unready = None
+        self._spawn(self._watch_removal())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Return when `stop` is set; raises NodeError when this node must not go on."""
+        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(self._end.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self._error is not None:
+            raise self._error
+
+    async def stop(self) -> None:
+        """Stop what has been started: requests drain first, the metadata goes last."""
+        self._unready = "this node is stopping"
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._closers:
+            await self._closers.pop()()
+        self._workers.shutdown(wait=True, cancel_futures=True)
+
+    # --- parts -------------------------------------------------------------------------------
+
+    def _make_metadata(self) -> MetadataGroup:
+        directory = os.path.join(self._directory.path, "raft")
+        known = os.path.exists(os.path.join(directory, _RAFT_MANIFEST))
+        if self._identity.stage == "member" and not known:
+            raise DataDirectoryError(
+                f"{directory} is missing or empty: this node has forgotten what it promised. "
+                "Remove it from its cluster and let it join again with an empty directory."
+            )
+        identity, encrypted = self._cluster_identity, self._settings.peer_tls_wanted
+        return MetadataGroup(
+            RaftSettings(
+                node_id=identity.node_id,
+                cluster_id=identity.cluster_id,
+                incarnation=self._identity.incarnation,
+                directory=directory,
+                listen_host=self._settings.listen,
+                listen_port=self._settings.raft_port,
+                advertise_address=self._settings.raft_address,
+                cluster_key=identity.raft_key(),
+                bootstrap=self._identity.stage == "founding",
+                seeds=tuple(MemberAddress(node_id=node, raft_address=address)
+                            for node, address in self._identity.seeds),
+                server_tls=tls.server_context(identity) if encrypted else None,
+                client_tls=tls.client_context(identity) if encrypted else None,
+                tls_server_name=tls.MEMBER_SERVER_NAME if encrypted else None,
+            ),
+            on_fatal=self._fail,
+        )  # fmt: skip
+
+    async def _start_metadata(self) -> None:
+        try:
+            await self._metadata.start()
+        except FatalRaftError as error:
+            raise DataDirectoryError(f"{error}.") from error
+        except OSError as error:
+            raise NodeError(
+                sentence(self._settings.listen, self._settings.raft_port, "Raft", error)
+            ) from error
+        self._closers.append(self._metadata.stop)
+
+    async def _start_gateway(self) -> web.ServerRunner:
+        settings = self._settings
+        self._cluster = ClusterGateway(
+            metadata=self._metadata,
+            admission=Admission(self._metadata, self._identity),
+            condition=self,
+            ring=self._data.ring,
+            identity=self._identity,
+            software_version=SOFTWARE_VERSION,
+        )
+        server = make_server(
+            self._metadata,
+            self._data.replicator,
+            self._data.pool,
+            self._cluster,
+            settings=GatewaySettings(chunk_size_bytes=settings.chunk_size_bytes),
+            workers=self._workers,
+            registry=self._registry,
+        )
+        context = None
+        if settings.tls_cert:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            try:
+                context.load_cert_chain(settings.tls_cert, settings.tls_key)
+            except (OSError, ssl.SSLError) as error:
+                raise NodeError(
+                    f"tls_cert and tls_key ({settings.tls_cert}, {settings.tls_key}) are no "
+                    f"certificate and its key in PEM: {error}."
+                ) from error
+        runner = web.ServerRunner(server, shutdown_timeout=settings.drain_seconds)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, settings.listen, settings.port, ssl_context=context).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise NodeError(sentence(settings.listen, settings.port, "clients", error)) from error
+        return runner
+
+    async def _start_control(self) -> None:
+        control = ControlServer(self._directory.path, self._cluster)
+        await control.start()
+        self._closers.append(control.stop)
+
+    async def _become_member(self) -> None:
+        """Found the cluster or find one's way into it; the directory is a member's from here on."""
+        identity = self._identity
+        if identity.stage == "founding":
+            key = await self._membership.found()
+            if key is not None:
+                self._tell_key(key.text)
+        if identity.stage != "member":
+            self._directory.write_identity(msgspec.structs.replace(identity, stage="member"))
+        await self._membership.announce()
+        await self._membership.watch()
+        event(
+            logger, logging.INFO, "ready", node=identity.node_id, cluster=identity.cluster_id,
+            url=self._settings.client_url,
+        )  # fmt: skip
+        self._say(f"Ready: {self._settings.client_url}")
+
+    def _tell_key(self, key: str) -> None:
+        path, data = self._settings.admin_key_file, self._directory.path
+        if path:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(key + "\n")
+            self._say(f"The admin key is in {path}.")
+        else:
+            self._say(f"The admin key, shown this once:\n\n  {key}\n")
+            self._say(f"If it gets lost: holdfast admin reset-key --data {data}")
+        self._say(
+            f"To add a node: `holdfast token --data {data}` here; there, with that token in FILE:\n"
+            "  HOLDFAST_JOIN_TOKEN_FILE=FILE holdfast serve --data DIR --listen HOST --join"
+        )
+
+    def _leader_workers(self) -> list[RingWorker | GenerationWorker | ReclaimWorker]:
+        metadata = self._metadata
+        interval = self._settings.generation_interval_seconds
+        return [
+            RingWorker(metadata, self._leads),
+            GenerationWorker(metadata, self._leads, interval),
+            ReclaimWorker(metadata, self._leads),
+        ]
+
+    def _leads(self) -> bool:
+        return self._metadata.status().role == "leader"
+
+    # --- what the cluster gateway asks -------------------------------------------------------
+
+    def unready(self) -> str | None:
+        if self._unready is None and self._metadata.status().leader_id is None:
+            return "this node knows no leader"
+        return self._unready
+
+    def settled(self) -> bool | None:
+        return self._data.settled()
+
+    def reachable(self, node_id: NodeId) -> bool | None:
+        return self._data.reachable(node_id)
+
+    def load(self) -> Mapping[str, float]:
+        return self._data.load()
+
+    # --- the end -----------------------------------------------------------------------------
+
+    async def _watch_removal(self) -> None:
+        while True:
+            await asyncio.sleep(REMOVED_CHECK_SECONDS)
+            if self._metadata.is_removed:
+                self._finish(removed(self._identity))
+                return
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _finish(self, error: NodeError) -> None:
+        self._error = self._error or error
+        self._end.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """Nothing more may be acknowledged, not even while stopping in order."""
+        process.end_now(f"this node must end: {error}")
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, FatalRaftError):
+            self._fail(error)
+        loop.default_exception_handler(context)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import signal
 import sys
 import threading
+from typing import NoReturn
 
 from node.errors import NodeError
 
@@ -47,3 +49,10 @@ def end_at_the_latest_in(seconds: float) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+def end_now(sentence: str) -> NoReturn:
+    """End the process without any clean-up: what a failed disk would still acknowledge is worse."""
+    logging.getLogger(__name__).critical(sentence)
+    print(f"holdfast: {sentence}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,187 @@
+"""This node as a member: founding, telling the others about itself, and its way into the ring.
+
+Runs beside the rest of the node until it is a full member. The steps are those of rule M7; what is
+told to the operator comes from the replicated state, so that it is true whoever does the steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from gateway.authentication import NewApiKey, new_key
+from metadata_raft.commands import BootstrapCluster, Command, Failure, Result, UpdateMember
+from metadata_raft.errors import MetadataError, RemovedError
+from metadata_raft.records import ClusterRecord, MemberRecord
+from node.data_directory import Identity
+from node.errors import MembershipError, NodeError
+from node.logs import event
+from node.settings import Settings
+from ring.members import Member
+
+logger = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 0.2
+"""Between two looks at what has changed; a step of joining takes about as long."""
+
+SILENCE_SECONDS = 10.0
+"""After this long without a quorum the operator is told what the node is waiting for."""
+
+
+class MembershipSnapshot(Protocol):
+    def cluster(self) -> ClusterRecord: ...
+
+    def members(self) -> Sequence[MemberRecord]: ...
+
+
+class MembershipMetadata(Protocol):
+    """What this needs of `MetadataGroup`."""
+
+    async def submit(self, command: Command, *, timeout_seconds: float = 10.0) -> Result: ...
+
+    async def barrier(self, *, timeout_seconds: float = 1.0) -> int: ...
+
+    def snapshot(self) -> AbstractContextManager[MembershipSnapshot]: ...
+
+    @property
+    def is_removed(self) -> bool: ...
+
+
+def member_of(settings: Settings, identity: Identity) -> Member:
+    """This node as the others see it."""
+    return Member(
+        node_id=identity.node_id,
+        peer_address=settings.peer_address,
+        raft_address=settings.raft_address,
+        client_url=settings.client_url,
+        zone=settings.zone,
+        weight=settings.weight,
+    )
+
+
+class OwnMembership:
+    """Founds the cluster if need be, announces this start, and watches the way into the ring."""
+
+    def __init__(
+        self,
+        metadata: MembershipMetadata,
+        settings: Settings,
+        identity: Identity,
+        software_version: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self._metadata = metadata
+        self._settings = settings
+        self._identity = identity
+        self._member = member_of(settings, identity)
+        self._software_version = software_version
+        self._say = say
+        self.stage = ""
+        """joining, learner, voter, or empty before the state is known; then `in_ring` counts."""
+        self.in_ring = False
+
+    async def found(self) -> NewApiKey | None:
+        """Make the first command of a new cluster; the admin key, None if it was made before."""
+        key = new_key()
+        result = await self._patiently(
+            BootstrapCluster(
+                cluster_id=self._identity.cluster_id,
+                member=self._member,
+                replicas=self._settings.replicas,
+                admin_key_id=key.key_id,
+                admin_secret_hash=key.secret_hash,
+                open_bucket=self._settings.open_bucket or None,
+            )
+        )
+        if not isinstance(result, Failure):
+            return key
+        if result.code != "already_bootstrapped":
+            raise NodeError(f"The cluster can't be founded: {result.detail}")
+        return None
+
+    async def announce(self) -> None:
+        """Record this start's addresses and boot counter.
+
+        Raises MembershipError where the cluster knows a later start: this disk is an old copy.
+        """
+        result = await self._patiently(
+            UpdateMember(
+                member=self._member,
+                boot_counter=self._identity.boot_counter,
+                software_version=self._software_version,
+            )
+        )
+        if not isinstance(result, Failure):
+            return
+        if result.code == "no_such_member":
+            raise removed(self._identity)
+        raise MembershipError(
+            f"The data directory of node {self._identity.node_id} was restored from an older copy "
+            f"({result.detail}) and may have forgotten what it promised. Remove the node, and let "
+            "it join again with an empty directory.",
+            left=False,
+        )
+
+    async def watch(self) -> None:
+        """Tell each step of the way into the ring; returns when the node is in it."""
+        self.look()
+        while not self.in_ring:
+            await asyncio.sleep(PAUSE_SECONDS)
+            self.look()
+
+    def look(self) -> None:
+        """Read this node's own record, and tell what is new."""
+        with self._metadata.snapshot() as snapshot:
+            records = snapshot.members()
+        for record in records:
+            if record.member.node_id == self._identity.node_id:
+                self._note(record.stage, in_ring=record.in_ring)
+
+    def _note(self, stage: str, *, in_ring: bool) -> None:
+        if stage != self.stage:
+            event(logger, logging.INFO, "stage of this node", stage=stage)
+            if self.stage or stage == "joining":
+                self._say(_STEPS[stage])
+            self.stage = stage
+        if in_ring and not self.in_ring:
+            event(logger, logging.INFO, "this node is in the ring")
+        self.in_ring = in_ring
+
+    async def _patiently(self, command: Command) -> Result:
+        """Submit until there is an answer; these commands may be repeated."""
+        loop = asyncio.get_running_loop()
+        told_at = loop.time()
+        while True:
+            try:
+                return await self._metadata.submit(command)
+            except RemovedError as error:
+                raise removed(self._identity) from error
+            except MetadataError as error:
+                if loop.time() - told_at > SILENCE_SECONDS:
+                    told_at = loop.time()
+                    event(
+                        logger,
+                        logging.WARNING,
+                        "waiting for a majority of the voters",
+                        reason=str(error),
+                    )
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+_STEPS = {
+    "joining": "Joining: admitted, waiting for the leader.",
+    "learner": "Joining: learner, catching up with the log.",
+    "voter": "Joining: voter, waiting for a place in the ring.",
+}
+
+
+def removed(identity: Identity) -> MembershipError:
+    """The end of a node that its cluster has removed (rule M7)."""
+    return MembershipError(
+        f"Node {identity.node_id} was removed from its cluster for good. Its data directory is of "
+        "no more use; name an empty one to join again as a new node.",
+        left=True,
+    )
