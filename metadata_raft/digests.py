@@ -29,7 +29,10 @@ def state_digest(path: str) -> StateDigest:
 
     Raises StateCorruptError if the state can't be read.
     """
-    connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
+    try:
+        connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
+    except sqlite3.Error as error:
+        raise StateCorruptError(f"the state {path} can't be opened: {error}") from error
     try:
         connection.execute("BEGIN")
         index = connection.execute("SELECT applied_index FROM cluster").fetchone()[0]
