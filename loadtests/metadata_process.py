@@ -16,7 +16,6 @@ import time
 import msgspec
 import uvloop
 from blake3 import blake3
-from metadata_raft.group import MetadataGroup
 
 from loadtests.measurements import percentile
 from metadata_raft.commands import (
@@ -29,6 +28,7 @@ from metadata_raft.commands import (
     PutFile,
 )
 from metadata_raft.errors import MetadataError
+from metadata_raft.group import MetadataGroup
 from metadata_raft.records import MemberAddress
 from metadata_raft.settings import RaftSettings
 from ring.members import Member
@@ -70,7 +70,7 @@ class Commit(msgspec.Struct, frozen=True, tag=True):
     run: str
     """The first part of every path; each run has its own."""
     outstanding: int
-    seconds: float = float("inf")
+    seconds: float = 3600.0
     files: int = sys.maxsize
 
 
