@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 
 from node import process
-from node.data_directory import DataDirectory
+from node.data_directory import DataDirectory, Identity
 from node.errors import MembershipError
 from node.join import JoinToken, ask_to_join
 from node.logs import event
@@ -75,7 +75,27 @@ async def _run(
         logger, logging.INFO, "starting", node=identity.node_id, cluster=identity.cluster_id,
         boot=identity.boot_counter, data=directory.path, kind=start.kind,
     )  # fmt: skip
-    if start.kind == "join":
+    living = asyncio.create_task(_live(settings, directory, identity, token, say))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((living, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not living.done():
+        # Wherever it is: waiting for admission, for a quorum, or serving.
+        living.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await living
+    event(logger, logging.INFO, "stopped")
+
+
+async def _live(
+    settings: Settings,
+    directory: DataDirectory,
+    identity: Identity,
+    token: JoinToken | None,
+    say: Callable[[str], None],
+) -> None:
+    """Join if need be, then serve until cancelled. Raises NodeError."""
+    if not identity.cluster_secret:
         assert token is not None, "plan_start asks for a token"
         say(f"Asking cluster {token.cluster_id} to admit this node ...")
         identity = await ask_to_join(token, identity, member_of(settings, identity))
@@ -83,15 +103,13 @@ async def _run(
     node = Node(settings, directory, identity, say)
     try:
         await node.start()
-        await node.run(stop)
+        await node.run()
     except MembershipError as error:
         if error.left:
             directory.write_identity(msgspec.structs.replace(identity, stage="left"))
         raise
     finally:
-        event(logger, logging.INFO, "stopping")
         await node.stop()
-    event(logger, logging.INFO, "stopped")
 
 
 def _stop_on_signals(stop: asyncio.Event, limit_seconds: float) -> None:

@@ -118,6 +118,8 @@ class OwnMembership:
             return
         if result.code == "no_such_member":
             raise removed(self._identity)
+        if result.code != "stale_expectation":
+            raise NodeError(f"The cluster refuses what this node says of itself: {result.detail}")
         raise MembershipError(
             f"The data directory of node {self._identity.node_id} was restored from an older copy "
             f"({result.detail}) and may have forgotten what it promised. Remove the node, and let "

@@ -119,16 +119,11 @@ class Node:
         self._unready = None
         self._spawn(self._watch_removal())
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Return when `stop` is set; raises NodeError when this node must not go on."""
-        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(self._end.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        if self._error is not None:
-            raise self._error
+    async def run(self) -> None:
+        """Wait until this node must not go on. Raises NodeError with the reason."""
+        await self._end.wait()
+        assert self._error is not None
+        raise self._error
 
     async def stop(self) -> None:
         """Stop what has been started: requests drain first, the metadata goes last."""

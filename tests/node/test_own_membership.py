@@ -1,0 +1,122 @@
+"""A node's own membership: founding once, announcing each start, and being found out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from metadata_raft.commands import SYSTEM, AdmitMember, ChangeRing, CreateJoinToken, SetMemberStage
+from metadata_raft.errors import NoQuorumError, OutcomeUnknownError, RemovedError
+from node import own_membership
+from node.data_directory import Identity
+from node.errors import MembershipError
+from node.own_membership import OwnMembership
+from node.settings import Settings
+from tests.fakes.metadata import FakeMetadata, make_member
+
+IDENTITY = Identity(
+    cluster_id="00000000-0000-4000-8000-00000000c1d0",
+    node_id=make_member(1).node_id,
+    stage="founding",
+    cluster_secret="5e" * 32,
+    boot_counter=3,
+)
+
+
+class Metadata(FakeMetadata):
+    is_removed = False
+
+
+@pytest.fixture
+async def metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Metadata]:
+    monkeypatch.setattr(own_membership, "PAUSE_SECONDS", 0.001)
+    fake = Metadata(str(tmp_path / "state.sqlite"))
+    yield fake
+    await fake.stop()
+
+
+def membership(
+    metadata: Metadata, identity: Identity = IDENTITY, said: list[str] | None = None
+) -> OwnMembership:
+    settings = Settings(data="/d", open_bucket="default", zone="z")
+    sink: list[str] = [] if said is None else said
+    return OwnMembership(metadata, settings, identity, "1.2", sink.append)
+
+
+async def test_a_cluster_is_founded_once(metadata: Metadata) -> None:
+    """The second attempt, after a crash, finds it founded and shows no key that does not work."""
+    key = await membership(metadata).found()
+    assert key is not None
+    assert await membership(metadata).found() is None
+    with metadata.snapshot() as snapshot:
+        assert snapshot.cluster().cluster_id == IDENTITY.cluster_id
+        stored = snapshot.key(key.key_id)
+        assert stored is not None
+        assert (stored.role, stored.secret_hash) == ("admin", key.secret_hash)
+        bucket = snapshot.bucket("default")
+        assert bucket is not None
+        assert bucket.visibility == "public-read-write"
+
+
+async def test_a_start_is_announced_as_soon_as_there_is_a_quorum(metadata: Metadata) -> None:
+    """Errors that a repetition may cure are waited out; then addresses and boot are recorded."""
+    await membership(metadata).found()
+    metadata.fail_next = [NoQuorumError("none"), OutcomeUnknownError(bytes(16), "slow")]
+    await membership(metadata).announce()
+    with metadata.snapshot() as snapshot:
+        (record,) = snapshot.members()
+    assert (record.boot_counter, record.software_version) == (3, "1.2")
+    assert record.member.client_url == "http://127.0.0.1:7070"
+
+
+async def test_a_restored_disk_is_refused(metadata: Metadata) -> None:
+    """The cluster knows a later start than this directory does: it is an old copy (rule M7)."""
+    own = membership(metadata)
+    await own.found()
+    await own.announce()
+    older = msgspec.structs.replace(IDENTITY, boot_counter=2)
+    with pytest.raises(MembershipError, match="was restored from an older copy") as raised:
+        await membership(metadata, older).announce()
+    assert not raised.value.left
+
+
+async def test_a_removed_node_is_told_so(metadata: Metadata) -> None:
+    """Whether the group says it or the record is gone: it has left for good."""
+    await membership(metadata).found()
+    stranger = msgspec.structs.replace(IDENTITY, node_id=make_member(9).node_id)
+    for failure in (None, RemovedError("gone")):
+        metadata.fail_next = [failure] if failure else []
+        with pytest.raises(MembershipError, match="was removed from its cluster") as raised:
+            await membership(metadata, stranger).announce()
+        assert raised.value.left
+
+
+async def test_the_steps_into_the_ring_are_told(metadata: Metadata) -> None:
+    """Joining, learner, voter, ring: each is said once, from what the state says."""
+    await metadata.bootstrap()
+    await metadata.submit(CreateJoinToken(token_id="t", secret_hash=bytes(32), actor=SYSTEM))
+    await metadata.submit(AdmitMember(token_id="t", secret_hash=bytes(32), member=make_member(2)))
+    said: list[str] = []
+    own = membership(
+        metadata, msgspec.structs.replace(IDENTITY, node_id=make_member(2).node_id), said
+    )
+    own.look()
+    own.look()
+    for before, after in (("joining", "learner"), ("learner", "voter")):
+        await metadata.submit(
+            SetMemberStage(node_id=make_member(2).node_id, stage=after, expected_stage=before)
+        )
+        own.look()
+        assert not own.in_ring
+    nodes = (make_member(1).node_id, make_member(2).node_id)
+    await metadata.submit(ChangeRing(expected_epoch=1, node_ids=nodes))
+    await own.watch()
+    assert own.in_ring
+    assert [line.split(",")[0] for line in said] == [
+        "Joining: admitted",
+        "Joining: learner",
+        "Joining: voter",
+    ]
