@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -47,10 +46,9 @@ from ring.interfaces import (
 )
 from ring.record import DIRECT_PAYLOAD_MINIMUM, align
 from ring.store_changes import NewRecord, StoreChanges, StoreLimits
-from ring.store_recovery import Recovered, open_index, recover
+from ring.store_recovery import Recovered, open_index, prepare_directory, recover
 from ring.store_writer import StoreWriter
 from ring.touches import Touches
-from ring.volume import can_punch_holes
 
 INLINE_HASH_LIMIT = 64 * 1024
 """Plain bytes up to this are hashed on the event loop: ten microseconds, less than a thread's
@@ -115,14 +113,7 @@ class DiskChunkStore:
     def _open(self) -> Recovered:
         filesystem, directory = self._filesystem, self._directory
         try:
-            if not filesystem.exists(directory):
-                filesystem.make_directory(directory)
-                filesystem.sync_directory(os.path.dirname(directory))
-            if not can_punch_holes(filesystem, directory):
-                raise StoreFailedError(
-                    f"the file system of {directory} can't punch holes into files, which deleting"
-                    " needs; ext4, XFS, Btrfs and tmpfs can"
-                )
+            prepare_directory(filesystem, directory)
             self._index = open_index(self._index_path)
             try:
                 return recover(filesystem, directory, self._index)

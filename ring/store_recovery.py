@@ -14,6 +14,7 @@ An index that is missing or damaged is simply one that reflects nothing.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,11 +27,17 @@ from ring.chunk_index import (
     remove_index,
 )
 from ring.chunk_reader import ChunkReader, UnsoundError
-from ring.errors import IndexDamagedError, RecordError
+from ring.errors import IndexDamagedError, RecordError, StoreFailedError
 from ring.filesystem import FileSystem
 from ring.record import FIRST_RECORD_OFFSET, RecordHeader
 from ring.store_changes import punch_extents, row_of
-from ring.volume import DamagedRegion, Volume, discard_unborn, volume_numbers
+from ring.volume import (
+    DamagedRegion,
+    Volume,
+    can_punch_holes,
+    discard_unborn,
+    volume_numbers,
+)
 
 ROWS_PER_COMMIT = 1024
 """Rows found in a scan before they are committed; bounds memory however long the scan."""
@@ -59,6 +66,21 @@ def open_index(path: str) -> ChunkIndex:
         return ChunkIndex(path)
 
 
+def prepare_directory(filesystem: FileSystem, directory: str) -> None:
+    """Make the directory of the volumes; durable on return.
+
+    Raises StoreFailedError where its file system can't punch holes.
+    """
+    if not filesystem.exists(directory):
+        filesystem.make_directory(directory)
+    filesystem.sync_directory(os.path.dirname(directory))
+    if not can_punch_holes(filesystem, directory):
+        raise StoreFailedError(
+            f"the file system of {directory} can't punch holes into files, which deleting needs;"
+            " ext4, XFS, Btrfs and tmpfs can"
+        )
+
+
 def recover(filesystem: FileSystem, directory: str, index: ChunkIndex) -> Recovered:
     """Open all volumes, finish deletions, and index what the index does not reflect yet.
 
@@ -79,6 +101,8 @@ class _Recovery:
 
     def run(self) -> Recovered:
         known = {position.number: position for position in self._index.volumes()}
+        # Like the contents below: a volume may be there and its name not be durable yet.
+        self._filesystem.sync_directory(self._directory)
         numbers = volume_numbers(self._filesystem, self._directory)
         for number in numbers:
             self._open(number, known.get(number))
@@ -114,9 +138,10 @@ class _Recovery:
         if size < position.indexed_up_to:
             self._lose(volume.number, size)
         end = position.indexed_up_to
-        if size > end:
+        if is_newest or size > end:
             # What a killed process left in the page cache must be durable before it counts.
             volume.sync()
+        if size > end:
             end = max(end, self._scan(volume, end))
         if is_newest and not position.sealed:
             if size != end:

@@ -175,12 +175,8 @@ class Volume:
         self._file.punch_hole(offset, length)
 
     def truncate(self, size: int) -> None:
-        """Cut off what follows `size`; durable on return.
-
-        Durable, lest the cut comes into force after later records have been written there.
-        """
+        """Cut off what follows `size`; durable with the next `sync`."""
         self._file.truncate(size)
-        self._file.datasync()
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -295,7 +291,6 @@ def discard_unborn(filesystem: FileSystem, directory: str, number: int) -> bool:
         file.close()
     if unborn:
         filesystem.unlink(path)
-        filesystem.sync_directory(directory)
     return unborn
 
 
