@@ -60,13 +60,14 @@ class LogLease:
         self._index: int | None = None
         self._expires = 0.0
 
-    def grant(self, index: int, now: float) -> None:
+    def grant(self, index: int, now: float, *, seconds: float = LEASE_SECONDS_LIMIT) -> None:
         """Hold the log from `index` on; `now` is seconds of a monotonic clock."""
         self._index = index
-        self._expires = now + LEASE_SECONDS_LIMIT
+        self._expires = now + min(seconds, LEASE_SECONDS_LIMIT)
 
-    def release(self) -> None:
-        self._index = None
+    def end_within(self, seconds: float, now: float) -> None:
+        """Let the lease end then, or as before if that is sooner."""
+        self._expires = min(self._expires, now + seconds)
 
     def index(self, now: float) -> int | None:
         """The index to hold, None where there is no lease or it ran out."""

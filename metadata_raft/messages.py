@@ -122,16 +122,43 @@ class ReadReply(_Message, frozen=True, tag=13):
 
 
 class StateNeeded(_Message, frozen=True, tag=14):
-    """Leader to member: what you need left my log; download the state (rule M6)."""
+    """Leader to member: my log begins with this entry; unless you have it, download the state
+    (rule M6)."""
 
     term: int
     first_index: int
+    first_term: int
 
 
 class Removed(_Message, frozen=True, tag=15):
     """You were removed from the cluster; stop (rule M7)."""
 
     node_id: NodeId
+
+
+class StateRequest(_Message, frozen=True, tag=16):
+    """Lagging node to a member: send me your state, or go on sending it (rule M6)."""
+
+    download: int
+    """A random number of the receiver's: pieces of an earlier attempt don't fit."""
+    credit: int
+    """How many pieces, counted from the first, the receiver takes for now."""
+
+
+class StatePiece(_Message, frozen=True, tag=17):
+    """A piece of the state; the first is its description, the last its digest."""
+
+    download: int
+    number: int
+    data: bytes
+    last: bool
+
+
+class StateRefused(_Message, frozen=True, tag=18):
+    """No state from here now, or no more of it: ask again later, or somebody else."""
+
+    download: int
+    reason: str
 
 
 Message = (
@@ -150,6 +177,9 @@ Message = (
     | ReadReply
     | StateNeeded
     | Removed
+    | StateRequest
+    | StatePiece
+    | StateRefused
 )
 
 _encoder = msgspec.msgpack.Encoder()
