@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ PIECE_SECONDS = 20.0
 
 LEASE_AFTER_SECONDS = 60.0
 """How long the source holds its log after the last piece: the receiver installs and reconnects."""
+
+RETRY_SECONDS = 1.0
+"""Between a failed attempt and the next."""
 
 SEND_PAUSE_SECONDS = 0.01
 """Between two looks whether a congested connection takes more."""
@@ -254,6 +258,70 @@ class StateReceiver:
             if description is not None:
                 return description
             number, patience = number + 1, PIECE_SECONDS
+
+
+class Downloads:
+    """Both sides of a node: it sends its state to who asks, and fetches one when told to."""
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        database: str,
+        identity: Identity,
+        connections: Connections,
+        lease: LogLease,
+        *,
+        applied_index: Callable[[], int],
+        configuration_at: Callable[[int], Configuration],
+        received: Callable[[ReceivedState], None],
+    ) -> None:
+        """`received` is called with each state that came whole. `database` is this node's own."""
+        self.database = database
+        self._received = received
+        self._source = StateSource(
+            filesystem,
+            database,
+            identity,
+            connections,
+            lease,
+            applied_index=applied_index,
+            configuration_at=configuration_at,
+        )
+        self._receiver = StateReceiver(
+            filesystem, database, identity, connections, new_id=lambda: random.getrandbits(63)
+        )
+        self._task: asyncio.Task[None] | None = None
+        self._begin_at = 0.0
+
+    def receive(self, sender: NodeId, message: StateRequest | StatePiece | StateRefused) -> None:
+        if isinstance(message, StateRequest):
+            self._source.receive(sender, message)
+        else:
+            self._receiver.receive(sender, message)
+
+    def begin(self, source: NodeId) -> None:
+        """Fetch the state of `source`, unless a download runs or failed a moment ago."""
+        if (self._task is None or self._task.done()) and time.monotonic() >= self._begin_at:
+            self._task = asyncio.create_task(self._fetch(source))
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._source.stop()
+
+    async def _fetch(self, source: NodeId) -> None:
+        started = time.monotonic()
+        _logger.info("downloading the state of %s", source)
+        try:
+            received = await self._receiver.fetch(source)
+        except StateStreamError as error:
+            _logger.warning("a state download failed, and is tried again: %s", error)
+            self._begin_at = time.monotonic() + RETRY_SECONDS
+            return
+        size, seconds = received.description.size_bytes, time.monotonic() - started
+        _logger.info("downloaded %d bytes of state in %.1f s", size, seconds)
+        self._received(received)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -23,17 +23,24 @@ import uvloop
 from metadata_raft.batching import Draft
 from metadata_raft.compaction import LogLease
 from metadata_raft.configuration import Configuration
+from metadata_raft.download import Downloads, ReceivedState
 from metadata_raft.errors import MetadataError, NoQuorumError
 from metadata_raft.frames import Identity
 from metadata_raft.log import ReplicatedLog
 from metadata_raft.manifest import Identity as DirectoryIdentity
-from metadata_raft.messages import Message
+from metadata_raft.messages import Message, StatePiece, StateRefused, StateRequest
 from metadata_raft.readers import ReaderPool
 from metadata_raft.records import AppliedState
 from metadata_raft.replica import RaftStatus, Replica
 from metadata_raft.settings import RaftSettings
 from metadata_raft.state_machine import StateMachine
-from metadata_raft.storage import Storage, align_journal, open_storage
+from metadata_raft.storage import (
+    Storage,
+    align_journal,
+    begin_install,
+    finish_install,
+    open_storage,
+)
 from metadata_raft.transport import Transport
 from ring.members import NodeId
 
@@ -90,6 +97,7 @@ class RaftThread:
         self._state: StateMachine
         self._replica: Replica
         self._transport: Transport
+        self._downloads: Downloads
         self._lease = LogLease()
         self._learned: dict[NodeId, str] = {}
         self._stages: tuple[int, dict[NodeId, str]] = (-1, {})
@@ -178,6 +186,7 @@ class RaftThread:
         except BaseException as error:
             self._main.call_soon_threadsafe(self._tell_failure, error)
         finally:
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
 
     async def _live(self) -> None:
@@ -199,6 +208,7 @@ class RaftThread:
         self._main.call_soon_threadsafe(self._tell_start, address, None)
         self._tick()
         await self._stopped.wait()
+        await self._downloads.stop()
         await self._transport.stop()
         self._replica.fail_all("this node is stopping")
         self._publish()
@@ -210,7 +220,11 @@ class RaftThread:
         settings.filesystem.make_directory(settings.directory)
         founding = Configuration((settings.node_id,)) if settings.bootstrap else None
         self._storage = open_storage(
-            settings.filesystem, settings.directory, identity, configuration=founding
+            settings.filesystem,
+            settings.directory,
+            identity,
+            configuration=founding,
+            settings=settings.journal,
         )
         try:
             self._state = StateMachine(os.path.join(settings.directory, STATE_NAME))
@@ -252,6 +266,16 @@ class RaftThread:
                 generator=random.Random(),
             )
             self._replica.on_configuration = self._on_configuration
+            self._downloads = Downloads(
+                settings.filesystem,
+                os.path.join(settings.directory, STATE_NAME),
+                identity,
+                self._transport,
+                self._lease,
+                applied_index=lambda: self._state.applied.index,
+                configuration_at=self._replica.log.configuration_at,
+                received=self._install,
+            )
         except BaseException:
             self._close()
             raise
@@ -319,6 +343,8 @@ class RaftThread:
             self._replica.housekeep()
             self._step()
             self._publish_status()
+            if self._replica.state_needed_from is not None:
+                self._downloads.begin(self._replica.state_needed_from)
             if self._peers_changed or self.applied.members_version != self._peers_version:
                 self._connect_peers()
             now = self._loop.time()
@@ -369,6 +395,48 @@ class RaftThread:
     def _tell_failure(self, error: BaseException) -> None:
         self._failed_callback(error)
 
+    def _install(self, received: ReceivedState) -> None:
+        """Let a downloaded state take the place of this node's, unless it caught up (M6)."""
+        description = received.description
+        replica, base, path = self._replica, description.base, self._downloads.database
+        if self._stopped.is_set():
+            return
+        try:
+            if base.index <= self._state.applied.index:
+                replica.state_needed_from = None
+                return
+            # From here on it will be the state, whatever happens to this process.
+            begin_install(
+                self._storage,
+                source=received.path,
+                target=path,
+                base=base,
+                configuration=description.configuration,
+            )
+            self._state.close()
+            finish_install(
+                self._storage,
+                reset=lambda index, term: replica.log.install(
+                    index, term, description.configuration
+                ),
+            )
+            self._readers.reopen()
+            self._state = StateMachine(path)
+            replica.installed(description.configuration, self._state)
+            self._answer_from_results()
+            self._peers_changed = True
+            self._step()
+        except Exception as error:
+            self.failed(error)
+
+    def _answer_from_results(self) -> None:
+        """Requests whose entries were skipped: the state remembers what came of them (M1)."""
+        with self._readers.snapshot() as snapshot:
+            for request_id in self._replica.pending_request_ids():
+                result = snapshot.result(request_id)
+                if result is not None:
+                    self._replica.answer(request_id, result)
+
     # --- membership and addresses -------------------------------------------------------------
 
     def _read_stages(self) -> Mapping[NodeId, str]:
@@ -411,9 +479,13 @@ class RaftThread:
     # --- TransportHost ------------------------------------------------------------------------
 
     def received(self, sender: NodeId, message: Message) -> None:
-        if not self._stopped.is_set():
-            self._replica.receive(sender, message)
-            self._schedule_step()
+        if self._stopped.is_set():
+            return
+        if isinstance(message, StateRequest | StatePiece | StateRefused):
+            self._downloads.receive(sender, message)
+            return
+        self._replica.receive(sender, message)
+        self._schedule_step()
 
     def peer_connected(self, node_id: NodeId) -> None:
         self._replica.peer_connected(node_id)

@@ -33,7 +33,8 @@ _logger = logging.getLogger(__name__)
 class _Reader:
     """One connection with the deadline of its present snapshot."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, generation: int) -> None:
+        self.generation = generation
         # Closing and handing on between threads is guarded by the pool, SQLite itself serialises.
         self.connection = sqlite3.connect(
             f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
@@ -56,6 +57,7 @@ class ReaderPool:
         self._idle: list[_Reader] = []
         self._open_count = 0
         self._closed = False
+        self._generation = 0
 
     def snapshot(self) -> SnapshotContext:
         """Return a context manager that yields a `Snapshot`. Blocks on nothing but the disk.
@@ -74,6 +76,16 @@ class ReaderPool:
         for reader in idle:
             reader.connection.close()
 
+    def reopen(self) -> None:
+        """Another database has taken the place of this one (rule M6): new snapshots read that,
+        those in use end with the one they began with."""
+        with self._lock:
+            self._generation += 1
+            idle, self._idle = self._idle, []
+            self._open_count -= len(idle)
+        for reader in idle:
+            reader.connection.close()
+
     def take(self) -> _Reader:
         with self._lock:
             if self._closed:
@@ -83,8 +95,9 @@ class ReaderPool:
             if self._open_count >= CONNECTIONS_MAX:
                 raise ReadersBusyError(f"all {CONNECTIONS_MAX} read connections are in use")
             self._open_count += 1
+            generation = self._generation
         try:
-            return _Reader(self._path)
+            return _Reader(self._path, generation)
         except sqlite3.Error as error:
             with self._lock:
                 self._open_count -= 1
@@ -92,7 +105,7 @@ class ReaderPool:
 
     def give_back(self, reader: _Reader) -> None:
         with self._lock:
-            if not self._closed:
+            if not self._closed and reader.generation == self._generation:
                 self._idle.append(reader)
                 return
             self._open_count -= 1

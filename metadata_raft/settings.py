@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 
+from metadata_raft.journal import JournalSettings
 from metadata_raft.records import MemberAddress
 from ring.filesystem import FileSystem, RealFileSystem
 from ring.members import NodeId
@@ -50,6 +51,7 @@ class RaftSettings:
     seeds: tuple[MemberAddress, ...] = ()
     """Members to begin with; the replicated state's addresses supersede them."""
     timing: RaftTiming = field(default_factory=RaftTiming)
+    journal: JournalSettings = field(default_factory=JournalSettings)
     filesystem: FileSystem = field(default_factory=RealFileSystem)
     server_tls: ssl.SSLContext | None = None
     client_tls: ssl.SSLContext | None = None
