@@ -314,17 +314,25 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         except StorageFullError:
             self._survive_full_disk()
 
-    def receive_heartbeat(self, sender: NodeId, term: int) -> bool:
-        """Take a leader's word that says nothing about the log; whether it is the leader.
+    def needs_state(self, sender: NodeId, message: StateNeeded) -> bool:
+        """Take a leader's word that its log begins later; whether this node lacks what it says.
 
-        It vouches for no entry here, so it may commit nothing (hazard 2).
+        The message vouches for no entry here, so it may commit nothing (hazard 2).
         """
-        if term < self.term:
+        if message.term < self.term:
             self._reply(sender, 0, success=False, reset=False)
             return False
-        self._leader_heard_at = self._clock()
-        self._deliver(sender, type="append_entries", term=term, commit_index=0)
-        return True
+        self._hear_leader(message.time_ms)
+        self._deliver(sender, type="append_entries", term=message.term, commit_index=0)
+        shared_index = max(message.first_index, self.log.first_index)
+        if (
+            shared_index == message.first_index
+            and self.log.term_at(shared_index) != message.first_term
+        ):
+            return True
+        # What the log begins with is committed, so the leader has it too.
+        self._reply(sender, shared_index + 1, success=False, reset=True)
+        return False
 
     def disk_is_full(self) -> None:
         """What was appended last is gone again, unacknowledged: stop leading (rule M4)."""
@@ -382,12 +390,15 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         self.transferLeadership(self._node(chosen))
         return chosen
 
-    def restart_at(self, index: int, term: int, configuration: Configuration) -> None:
-        """Go on behind a downloaded state that covers `index` (rule M6)."""
-        self.log.restart_at(index, term, configuration)
-        self._SyncObj__raftCommitIndex = index
+    def install(self, index: int, term: int, configuration: Configuration) -> None:
+        """Go on behind a downloaded state that covers `index`, which is not applied yet (M6).
+
+        Entries behind it stay where the log agrees with it: they may have been acknowledged.
+        """
+        assert index > self.applied_index
+        self.log.install(index, term, configuration)
+        self._SyncObj__raftCommitIndex = max(self.commit_index, index)
         self._SyncObj__raftLastApplied = index
-        self.log.setRaftCommitIndex(index)
 
     def adopt_term(self, term: int) -> None:
         """Another node is in a later term: follow, and forget the leader."""
@@ -426,13 +437,16 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
             node_id, AppendReply(self.term, next_index, success, reset, self._host.clock_ms())
         )
 
+    def _hear_leader(self, time_ms: int) -> None:
+        self._leader_heard_at = self._clock()
+        self._leader_time_ms = max(self._leader_time_ms, time_ms)
+        self._pre_votes.clear()
+
     def _on_append(self, sender: NodeId, message: Append) -> None:
         if message.term < self.term:
             self._reply(sender, 0, success=False, reset=False)
             return
-        self._leader_heard_at = self._clock()
-        self._leader_time_ms = max(self._leader_time_ms, message.time_ms)
-        self._pre_votes.clear()
+        self._hear_leader(message.time_ms)
         trimmed = trim_append(message, self.log, self.commit_index)
         if message.entries:
             self.log.ensure_room(sum(len(each[0]) for each in message.entries), privileged=True)
@@ -579,7 +593,8 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
             next_index: int = self._SyncObj__raftNextIndex[node]
             previous_term = log.term_at(next_index - 1)
             if previous_term is None:
-                self._host.send(member, StateNeeded(self.term, log.first_index))
+                needed = StateNeeded(self.term, log.first_index, log.first_term, time_ms)
+                self._host.send(member, needed)
                 break
             if previous is None or previous.previous_index != next_index - 1:
                 previous = Append(

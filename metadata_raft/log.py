@@ -26,7 +26,8 @@ class Journal(Protocol):
 
     def add(self, command: bytes, idx: int, term: int) -> None: ...
 
-    def clear(self) -> None: ...
+    def reset(self, index: int, term: int) -> None:
+        """Begin anew with a stand-in for this entry; durable on return."""
 
     def deleteEntriesFrom(self, entryFrom: int) -> None: ...
 
@@ -162,6 +163,10 @@ class ReplicatedLog:
         return self._journal[0][1]
 
     @property
+    def first_term(self) -> int:
+        return self._journal[0][2]
+
+    @property
     def last_index(self) -> int:
         return self._journal[-1][1]
 
@@ -221,11 +226,14 @@ class ReplicatedLog:
             self._base = self._configurations.pop(0)[1]
         return first_index
 
-    def restart_at(self, index: int, term: int, configuration: Configuration) -> None:
-        """Forget every entry; the log begins anew behind a state that covers `index` (M6)."""
-        self._journal.clear()
-        self._journal.add(NO_OP, index, term)
-        self._journal.flush()
+    def install(self, index: int, term: int, configuration: Configuration) -> None:
+        """Let the log begin behind a downloaded state that covers `index` (rule M6).
+
+        Where it holds that very entry it stays as it is, else all of it is replaced.
+        """
+        if self.term_at(index) == term:
+            return
+        self._journal.reset(index, term)
         self._configurations.clear()
         self._base = configuration
         self.on_configuration(configuration)

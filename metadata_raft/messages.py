@@ -128,6 +128,8 @@ class StateNeeded(_Message, frozen=True, tag=14):
     term: int
     first_index: int
     first_term: int
+    time_ms: int
+    """As in `Append`."""
 
 
 class Removed(_Message, frozen=True, tag=15):

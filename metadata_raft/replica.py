@@ -225,8 +225,8 @@ class Replica:
                 self._reads.refused(number)
             case ReadReply(number, index):
                 self._reads.answered(number, index)
-            case StateNeeded(term, _):
-                if self.engine.receive_heartbeat(sender, term):
+            case StateNeeded():
+                if self.engine.needs_state(sender, message):
                     self.state_needed_from = sender
             case Removed(node_id):
                 self.is_removed = self.is_removed or node_id == self.node_id
@@ -305,14 +305,15 @@ class Replica:
         self.results += self._pending.fail_all(reason)
         self.reads_done += self._reads.fail_all(reason)
 
-    def installed(self, term: int, configuration: Configuration, state: ReplicatedState) -> None:
-        """Go on with a downloaded state (rule M6) whose applied index the log begins at.
+    def installed(self, configuration: Configuration, state: ReplicatedState) -> None:
+        """Go on with a downloaded state that is ahead of this node's (rule M6).
 
-        The caller answers what was pending from the state's request results.
+        `configuration` is the one in force at its index. The caller answers what was pending from
+        the state's request results.
         """
         self._state = state
         self.state_needed_from = None
-        self.engine.restart_at(state.applied.index, term, configuration)
+        self.engine.install(state.applied.index, state.applied.term, configuration)
 
     def status(self) -> RaftStatus:
         engine = self.engine
