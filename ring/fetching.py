@@ -1,0 +1,227 @@
+"""A good copy of a chunk from some other node, for readers and for repair (rule D3).
+
+Owners are asked first, the quickest of them before the others, then whoever else may have a copy,
+at last every member of any epoch. What is returned has been verified here: a whole chunk against
+its id; a part of a large one was verified by its sender against the chunk's block checksums, and
+against the sender's digest on arrival (docs/decisions/0042-verified-ranges.md). Owners found to
+lack a good copy are reported, so that they are healed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from blake3 import blake3
+
+from ring.codec import decode, verify
+from ring.errors import (
+    ChunkDamagedError,
+    ChunkMissingError,
+    ChunkNotFoundError,
+    ChunkRejectedError,
+    ChunkUnavailableError,
+    RingError,
+)
+from ring.interfaces import ClusterView, Codec, Encoded
+from ring.members import Member, NodeId
+from ring.peer_client import FetchedContent, PeerClient
+from ring.placement import Ring
+from ring.read_plan import ReadTally, everyone_else, owners_first
+from ring.ring_cache import RingCache
+
+WHOLE_LIMIT = 1024 * 1024
+"""Chunks up to this many bytes are fetched whole, whatever part of them is wanted."""
+
+FORMER_RINGS = 4
+"""Former epochs whose owners are asked in order. Older ones' members are asked as well, after."""
+
+INLINE_LIMIT = 64 * 1024
+"""Plain bytes hashed on the event loop: ten microseconds, less than a thread's round trip."""
+
+_log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+
+Lacking = Callable[[bytes, NodeId], None]
+"""Called with a chunk and an owner that has no good copy of it."""
+
+
+class ChunkFetcher:
+    """Fetches chunks from other nodes; counts what it comes across."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        *,
+        view: ClusterView,
+        rings: RingCache,
+        client: PeerClient,
+        workers: Executor,
+        on_lacking: Lacking,
+    ) -> None:
+        self._node_id = node_id
+        self._view = view
+        self._rings = rings
+        self._client = client
+        self._workers = workers
+        self._on_lacking = on_lacking
+        self.damage_found = 0
+        """Bad copies that other nodes have sent, or said to have."""
+
+    async def read(self, chunk_id: bytes, *, length: int, start: int, end: int) -> memoryview:
+        """Return plaintext of a chunk of `length` bytes.
+
+        Raises ChunkMissingError, ChunkUnavailableError.
+        """
+        if length > WHOLE_LIMIT and (end - start) * 2 < length:
+
+            async def ask(member: Member) -> memoryview:
+                return await self._client.get_range(member, chunk_id, start, end)
+        else:
+
+            async def ask(member: Member) -> memoryview:
+                return await self._read_whole(member, chunk_id, start, end)
+
+        return await self._from_anybody(chunk_id, ask)
+
+    async def fetch(self, chunk_id: bytes) -> FetchedContent:
+        """Return a whole chunk in its stored form, with checksums. The caller releases the lease.
+
+        Raises as `read`.
+        """
+
+        async def ask(member: Member) -> FetchedContent:
+            fetched = await self._client.get(member, chunk_id)
+            try:
+                sums = await self._in_worker(verify, chunk_id, fetched.content)
+            except BaseException:
+                fetched.lease.release()
+                raise
+            content = fetched.content
+            fetched.content = Encoded(content.payload, content.codec, content.plain_length, sums)
+            return fetched
+
+        return await self._from_anybody(chunk_id, ask)
+
+    async def _read_whole(
+        self, member: Member, chunk_id: bytes, start: int, end: int
+    ) -> memoryview:
+        fetched = await self._client.get(member, chunk_id)
+        content = fetched.content
+        try:
+            if content.codec is Codec.RAW and content.plain_length <= INLINE_LIMIT:
+                plaintext = _verified(chunk_id, content)
+            else:
+                plaintext = await self._in_worker(_verified, chunk_id, content)
+        except BaseException:
+            fetched.lease.release()
+            raise
+        if content.codec is Codec.RAW:
+            return fetched.lease.lend(start, end)
+        fetched.lease.release()
+        return plaintext[start:end].toreadonly()
+
+    async def _from_anybody(
+        self, chunk_id: bytes, ask: Callable[[Member], Awaitable[_Answer]]
+    ) -> _Answer:
+        tally = ReadTally()
+        ring = await self._rings.current()
+        now = self._client.now()
+        order = owners_first(
+            ring.owners(chunk_id),
+            self._node_id,
+            lambda node: self._client.health(node).rank(now),
+        )
+        for node in order:
+            answer = await self._try(ring.members[node], ask, tally)
+            if answer is not None:
+                self._report(chunk_id, ring, tally)
+                return answer
+        # Somebody may know of members that this node has not heard of yet.
+        try:
+            await self._view.refresh()
+        except Exception as error:  # Whatever keeps the layer above from telling.
+            tally.failed[self._node_id] = f"the membership can't be confirmed: {error}"
+        ring = await self._rings.current()
+        members = self._members()
+        for node in await self._rest(chunk_id, ring, members, order):
+            answer = await self._try(members[node], ask, tally)
+            if answer is not None:
+                self._report(chunk_id, ring, tally)
+                return answer
+        others = members.keys() - {self._node_id}
+        if tally.is_missing(others):
+            _log.error("chunk %s is on none of the nodes asked", chunk_id.hex())
+            raise ChunkMissingError(chunk_id, len(others))
+        raise ChunkUnavailableError(
+            chunk_id, {**dict.fromkeys(tally.absent, "it has no copy"), **tally.failed}
+        )
+
+    async def _try(
+        self,
+        member: Member,
+        ask: Callable[[Member], Awaitable[_Answer]],
+        tally: ReadTally,
+    ) -> _Answer | None:
+        node = member.node_id
+        try:
+            return await ask(member)
+        except ChunkNotFoundError:
+            tally.absent.append(node)
+        except (ChunkDamagedError, ChunkRejectedError) as error:
+            self.damage_found += 1
+            _log.warning("node %s has a bad copy: %s", node, error)
+            tally.damaged.append(node)
+            tally.failed[node] = str(error)
+        except RingError as error:
+            tally.failed[node] = str(error)
+        return None
+
+    async def _rest(
+        self, chunk_id: bytes, ring: Ring, members: dict[NodeId, Member], asked: list[NodeId]
+    ) -> list[NodeId]:
+        former = [
+            (await self._rings.of(membership)).owners(chunk_id)
+            for membership in self._view.former()[:FORMER_RINGS]
+        ]
+        candidates = [ring.owners(chunk_id), *former]
+        asked = [*asked, self._node_id]
+        return everyone_else(asked, candidates, ring.handoffs(chunk_id), members)
+
+    def _members(self) -> dict[NodeId, Member]:
+        """Every member of any epoch, at its newest address."""
+        members: dict[NodeId, Member] = {}
+        for membership in (self._view.membership(), *self._view.former()):
+            for member in membership.members:
+                members.setdefault(member.node_id, member)
+        return members
+
+    def _report(self, chunk_id: bytes, ring: Ring, tally: ReadTally) -> None:
+        for node in tally.lacking(ring.owners(chunk_id)):
+            self._on_lacking(chunk_id, node)
+
+    async def _in_worker(
+        self, function: Callable[[bytes, Encoded], _Answer], chunk_id: bytes, content: Encoded
+    ) -> _Answer:
+        """Run in a worker thread; returns only when that has ended with the buffer."""
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._workers, function, chunk_id, content)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
+
+
+def _verified(chunk_id: bytes, content: Encoded) -> memoryview:
+    """Return the plaintext. Raises ChunkRejectedError unless it is this very chunk."""
+    try:
+        plaintext = decode(content.payload, content.codec, content.plain_length)
+    except ValueError as error:
+        raise ChunkRejectedError(chunk_id, str(error)) from error
+    if blake3(plaintext).digest() != chunk_id:
+        raise ChunkRejectedError(chunk_id, "the contents are another chunk's")
+    return memoryview(plaintext)

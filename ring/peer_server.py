@@ -1,0 +1,431 @@
+"""The peer's side of the ring's HTTP: this node's chunks, for the other nodes of the cluster.
+
+Nobody is answered who has not proven to belong to the cluster: by a certificate where TLS is on, by
+a signature elsewhere. A write is taken only at the epoch this node is at, and only if that epoch's
+ring gives this node a part in it (rule D1). Serving a peer never calls a peer, so nodes can't wait
+for each other in a circle; its buffers come from a pool of its own for the same reason. All that a
+peer may send is bounded in size, in time and in number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+
+import msgspec
+from aiohttp import web
+from blake3 import blake3
+
+from ring.buffers import BufferPool
+from ring.errors import (
+    ChunkDamagedError,
+    ChunkNotFoundError,
+    ChunkRejectedError,
+    OverloadedError,
+    RingError,
+    StoreFullError,
+    StoreOverloadedError,
+)
+from ring.identity import ClusterIdentity
+from ring.interfaces import (
+    CHUNK_SIZE_LIMIT,
+    ChunkStore,
+    ClusterView,
+    Encoded,
+    PutOutcome,
+)
+from ring.peer_wire import (
+    BATCH_LIMIT,
+    BODY_LIMIT,
+    CLUSTER_HEADER,
+    CODEC_HEADER,
+    CREDENTIALS_HEADER,
+    DIGEST_HEADER,
+    IDS_LIMIT,
+    PLAIN_LENGTH_HEADER,
+    PREFIX,
+    SLICE_SIZE,
+    STATUS_OF_CODE,
+    ChunkState,
+    MalformedError,
+    PeerStatus,
+    Purpose,
+    PutTarget,
+    Refusal,
+    Welcome,
+    decode_ids,
+    encode_ids,
+    parse_after,
+    parse_chunk_id,
+    parse_number,
+)
+from ring.placement import Ring
+from ring.ring_cache import RingCache
+from ring.signatures import (
+    Credentials,
+    RefusedSignatureError,
+    RequestVerifier,
+    sign_welcome,
+)
+
+REQUEST_LIMIT = 512
+"""Requests in progress; a node's peers have a few hundred under way at most, so more means that
+this node has fallen behind, and waiting in line would only make it worse."""
+
+BODY_SECONDS = 15.0
+BODY_RATE_MIN = 256 * 1024
+"""A body may take this long plus its size at this rate (bytes per second)."""
+
+READ_BUFFER_SIZE = 512 * 1024
+"""What a connection reads ahead: large bodies come in few pieces, idle ones hold nothing."""
+
+KEEPALIVE_SECONDS = 75.0
+"""Longer than a client keeps a connection, so that it is never closed under a new request."""
+
+_log = logging.getLogger(__name__)
+_encode = msgspec.msgpack.encode
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _RefusedError(Exception):
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.refusal = refusal
+
+
+def make_peer_application(
+    store: ChunkStore,
+    view: ClusterView,
+    identity: ClusterIdentity,
+    *,
+    rings: RingCache,
+    pool: BufferPool,
+    workers: Executor,
+    signed: bool,
+) -> web.Application:
+    """Build the application for the peer port; serve it with `peer_runner`.
+
+    `pool` must be used for nothing else. `signed` asks for signatures: set it wherever the listener
+    is not one with `ring.tls.server_context`.
+    """
+    server = _PeerServer(
+        store, view, identity, rings=rings, pool=pool, workers=workers, signed=signed
+    )
+    application = web.Application(client_max_size=BODY_LIMIT)
+    application.router.add_routes(server.routes())
+    return application
+
+
+def peer_runner(application: web.Application) -> web.AppRunner:
+    """A runner with the connection settings that this protocol wants."""
+    return web.AppRunner(
+        application,
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        read_bufsize=READ_BUFFER_SIZE,
+    )
+
+
+class _PeerServer:
+    def __init__(
+        self,
+        store: ChunkStore,
+        view: ClusterView,
+        identity: ClusterIdentity,
+        *,
+        rings: RingCache,
+        pool: BufferPool,
+        workers: Executor,
+        signed: bool,
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._rings = rings
+        self._identity = identity
+        self._pool = pool
+        self._workers = workers
+        self._key = identity.request_key()
+        self._verifier = RequestVerifier(self._key, identity.node_id) if signed else None
+        self._active = 0
+
+    def routes(self) -> list[web.RouteDef]:
+        identifier = "{id}"
+        return [
+            web.post(f"{PREFIX}/sessions", self._guard(self._open_session, admit=False)),
+            web.put(f"{PREFIX}/chunks/{{target:.*}}", self._guard(self._put)),
+            web.get(f"{PREFIX}/chunks/{identifier}", self._guard(self._get), allow_head=False),
+            web.get(
+                f"{PREFIX}/ranges/{identifier}/{{start}}/{{end}}",
+                self._guard(self._get_range),
+                allow_head=False,
+            ),
+            web.post(f"{PREFIX}/stat", self._guard(self._stat, admit=False)),
+            web.post(f"{PREFIX}/touch/{{epoch}}/{{touch}}", self._guard(self._touch, admit=False)),
+            web.get(f"{PREFIX}/ids/{{after}}/{{limit}}", self._guard(self._ids)),
+            web.get(f"{PREFIX}/node", self._guard(self._node)),
+        ]
+
+    # --- who is let in -----------------------------------------------------------------------
+
+    def _guard(self, handler: _Handler, *, admit: bool = True) -> _Handler:
+        """Wrap a handler: count it, check its sender, and answer errors as a Refusal.
+
+        With `admit` false the handler checks the sender itself, once it has read the body.
+        """
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            if self._active >= REQUEST_LIMIT:
+                return _refuse("overloaded", f"{REQUEST_LIMIT} requests are under way")
+            self._active += 1
+            try:
+                if admit:
+                    self._admit(request, b"")
+                return await handler(request)
+            except _RefusedError as error:
+                return _answer(error.refusal)
+            except RefusedSignatureError as error:
+                return _refuse(error.code, str(error))
+            except MalformedError as error:
+                return _refuse("malformed", str(error))
+            except RingError as error:
+                return _refuse(_code_of(error), str(error))
+            except TimeoutError:
+                return _refuse("body_timeout", "the body did not come in time")
+            finally:
+                self._active -= 1
+
+        return guarded
+
+    def _admit(self, request: web.Request, body: bytes) -> None:
+        """Raises RefusedSignatureError unless a node of this cluster sent the request."""
+        if self._verifier is None:
+            return
+        self._same_cluster(request)
+        self._verifier.verify(
+            Credentials.parse(request.headers.get(CREDENTIALS_HEADER, "")),
+            method=request.method,
+            target=request.raw_path,
+            body_digest=blake3(body).digest() if body else b"",
+        )
+
+    def _same_cluster(self, request: web.Request) -> None:
+        if request.headers.get(CLUSTER_HEADER) != self._identity.cluster_id:
+            raise RefusedSignatureError(
+                "wrong_cluster", f"this is a node of cluster {self._identity.cluster_id}"
+            )
+
+    async def _body(self, request: web.Request) -> bytes:
+        """Read a body that is no chunk, and check the sender."""
+        length = request.content_length
+        if length is None or length > BODY_LIMIT:
+            raise _RefusedError(
+                Refusal(code="body_too_large", detail=f"at most {BODY_LIMIT} bytes, length told")
+            )
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await request.read()
+        self._admit(request, body)
+        return body
+
+    async def _open_session(self, request: web.Request) -> web.StreamResponse:
+        """Give out a session; who does not have the key can do nothing with it."""
+        if self._verifier is None:
+            raise MalformedError("this listener identifies peers by their certificates")
+        self._same_cluster(request)
+        async with asyncio.timeout(BODY_SECONDS):
+            challenge = await request.content.readexactly(_challenge_length(request))
+        session = self._verifier.open_session()
+        proof = sign_welcome(
+            self._key, receiver=self._identity.node_id, challenge=challenge, session=session
+        )
+        return _document(Welcome(boot_nonce=session.boot_nonce, number=session.number, proof=proof))
+
+    # --- writes ------------------------------------------------------------------------------
+
+    async def _put(self, request: web.Request) -> web.StreamResponse:
+        target = PutTarget.parse(request.match_info["target"].split("/"))
+        length = request.content_length
+        if length is None or not 0 < length <= CHUNK_SIZE_LIMIT:
+            raise _RefusedError(
+                Refusal(code="body_too_large", detail=f"a chunk has 1 to {CHUNK_SIZE_LIMIT} bytes")
+            )
+        await self._fence(target.epoch, target.chunk_id, target.purpose)
+        lease = await self._pool.lease(length)
+        try:
+            await self._receive(request, lease.view[:length])
+            # The ring may have changed while the body came.
+            await self._fence(target.epoch, target.chunk_id, target.purpose)
+            touch = target.touch
+            if target.purpose is not Purpose.REPAIR:
+                touch = max(touch, self._view.generation())
+            content = Encoded(lease.view[:length], target.codec, target.plain_length)
+            outcome = await self._store.put(target.chunk_id, content, touch=touch)
+        finally:
+            lease.release()
+        return web.Response(status=201 if outcome is PutOutcome.WRITTEN else 200)
+
+    async def _receive(self, request: web.Request, view: memoryview) -> None:
+        content = request.content
+        filled = 0
+        async with asyncio.timeout(BODY_SECONDS + len(view) / BODY_RATE_MIN):
+            while piece := await content.readany():
+                end = filled + len(piece)
+                if end > len(view):
+                    raise MalformedError("the body is longer than announced")
+                view[filled:end] = piece
+                filled = end
+        if filled < len(view):
+            raise MalformedError("the body is shorter than announced")
+
+    async def _ring_at(self, epoch: int) -> Ring:
+        """The current ring, if `epoch` is its epoch (rule D1)."""
+        ring = self._rings.ready()
+        if ring is None:
+            ring = await self._rings.current()
+        if epoch != ring.epoch:
+            raise _RefusedError(
+                Refusal(
+                    code="stale_epoch",
+                    detail=f"this node is at epoch {ring.epoch}, the request at {epoch}",
+                    epoch=ring.epoch,
+                )
+            )
+        return ring
+
+    async def _fence(self, epoch: int, chunk_id: bytes, purpose: Purpose) -> None:
+        """Take a chunk only at this node's epoch, and only with a part in it (rule D1)."""
+        ring = await self._ring_at(epoch)
+        handoff = purpose is Purpose.HANDOFF
+        nodes = ring.handoffs(chunk_id) if handoff else ring.owners(chunk_id)
+        if self._identity.node_id not in nodes:
+            part = "a handoff" if handoff else "an owner"
+            raise _RefusedError(
+                Refusal(
+                    code="not_owner",
+                    detail=f"this node is not {part} of chunk {chunk_id.hex()} in epoch {epoch}",
+                )
+            )
+
+    async def _touch(self, request: web.Request) -> web.StreamResponse:
+        chunk_ids = decode_ids(await self._body(request), BATCH_LIMIT)
+        epoch = parse_number(request.match_info["epoch"])
+        touch = parse_number(request.match_info["touch"])
+        ring = await self._ring_at(epoch)
+        owned = [self._identity.node_id in ring.owners(chunk_id) for chunk_id in chunk_ids]
+        asked = [chunk_id for chunk_id, own in zip(chunk_ids, owned, strict=True) if own]
+        flags = iter(await self._store.touch(asked, touch=max(touch, self._view.generation())))
+        return _document([next(flags) if own else False for own in owned])
+
+    # --- reads -------------------------------------------------------------------------------
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        chunk_id = parse_chunk_id(request.match_info["id"])
+        content = await self._store.get_encoded(chunk_id)
+        headers = {
+            CODEC_HEADER: str(content.codec.value),
+            PLAIN_LENGTH_HEADER: str(content.plain_length),
+        }
+        return await _send(request, memoryview(content.payload), headers)
+
+    async def _get_range(self, request: web.Request) -> web.StreamResponse:
+        chunk_id = parse_chunk_id(request.match_info["id"])
+        start = parse_number(request.match_info["start"])
+        end = parse_number(request.match_info["end"])
+        if not start < end <= CHUNK_SIZE_LIMIT:
+            raise MalformedError(f"no range of a chunk: {start} to {end}")
+        content = await self._store.get(chunk_id, start=start, end=end)
+        if len(content.data) != end - start:
+            raise MalformedError(f"the chunk has {content.plain_length} bytes")
+        digest = blake3(content.data).hexdigest()
+        headers = {DIGEST_HEADER: digest, PLAIN_LENGTH_HEADER: str(content.plain_length)}
+        return await _send(request, content.data, headers)
+
+    async def _stat(self, request: web.Request) -> web.StreamResponse:
+        chunk_ids = decode_ids(await self._body(request), BATCH_LIMIT)
+        states = [
+            None
+            if stat is None
+            else ChunkState(stat.plain_length, not stat.quarantined, stat.touch)
+            for stat in await self._store.stat(chunk_ids)
+        ]
+        return _document(states)
+
+    async def _ids(self, request: web.Request) -> web.StreamResponse:
+        after = parse_after(request.match_info["after"])
+        limit = min(parse_number(request.match_info["limit"]), IDS_LIMIT)
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._workers, self._store.ids, after, limit)
+        return web.Response(body=encode_ids(found))
+
+    async def _node(self, request: web.Request) -> web.StreamResponse:  # noqa: ARG002 # a handler.
+        statistics = self._store.statistics()
+        return _document(
+            PeerStatus(
+                node_id=self._identity.node_id,
+                epoch=self._view.membership().epoch,
+                generation=self._view.generation(),
+                chunks=statistics.chunks,
+                stored_bytes=statistics.stored_bytes,
+                writable=statistics.writable,
+                requests_active=self._active,
+            )
+        )
+
+
+async def _send(
+    request: web.Request, data: memoryview, headers: dict[str, str]
+) -> web.StreamResponse:
+    """Send a chunk or a part of one, no faster than the peer takes it."""
+    if len(data) <= SLICE_SIZE:
+        return web.Response(body=data, headers=headers)
+    response = web.StreamResponse(headers=headers)
+    response.content_length = len(data)
+    await response.prepare(request)
+    async with asyncio.timeout(BODY_SECONDS + len(data) / BODY_RATE_MIN):
+        for piece in slices(data):
+            await response.write(piece)
+        await response.write_eof()
+    return response
+
+
+def slices(data: memoryview) -> Iterator[memoryview]:
+    """The pieces in which a body is handed to a connection."""
+    for start in range(0, len(data), SLICE_SIZE):
+        yield data[start : start + SLICE_SIZE]
+
+
+def _challenge_length(request: web.Request) -> int:
+    length = request.content_length
+    if length is None or not 16 <= length <= 64:
+        raise MalformedError("a challenge has 16 to 64 bytes")
+    return length
+
+
+def _code_of(error: RingError) -> str:
+    match error:
+        case ChunkNotFoundError():
+            return "chunk_not_found"
+        case ChunkDamagedError():
+            return "chunk_damaged"
+        case ChunkRejectedError():
+            return "chunk_rejected"
+        case StoreFullError():
+            return "store_full"
+        case StoreOverloadedError() | OverloadedError():
+            return "overloaded"
+    _log.error("a peer's request failed: %s", error)
+    return "store_failed"
+
+
+def _refuse(code: str, detail: str) -> web.Response:
+    return _answer(Refusal(code=code, detail=detail))
+
+
+def _answer(refusal: Refusal) -> web.Response:
+    return web.Response(status=STATUS_OF_CODE[refusal.code], body=_encode(refusal))
+
+
+def _document(document: object) -> web.Response:
+    return web.Response(body=_encode(document))

@@ -1,0 +1,198 @@
+"""What peers say to each other over HTTP: paths, headers, documents and codes. Pure.
+
+Everything a request asks for stands in its method and path, so that signing these signs the
+request; a chunk's body is named by the id in the path, other bodies by their digest. The protocol
+is described in docs/format.md.
+
+    POST /peer/1/sessions                               open a session (signed requests only)
+    PUT  /peer/1/chunks/<id>/<epoch>/<purpose>/<touch>/<codec>/<plain length>
+    GET  /peer/1/chunks/<id>                            payload as stored, whole
+    GET  /peer/1/ranges/<id>/<start>/<end>              plaintext, verified by the sender
+    POST /peer/1/stat                                   ids in, ChunkState for each out
+    POST /peer/1/touch/<epoch>/<touch>                  ids in, a flag for each out
+    GET  /peer/1/ids/<after, or ->/<limit>              ids held, in order
+    GET  /peer/1/node                                   PeerStatus
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import msgspec
+
+from ring.interfaces import CHUNK_ID_SIZE, Codec
+from ring.members import NodeId
+
+PREFIX = "/peer/1"
+
+CLUSTER_HEADER = "X-Holdfast-Cluster"
+CREDENTIALS_HEADER = "X-Holdfast-Credentials"
+CODEC_HEADER = "X-Holdfast-Codec"
+PLAIN_LENGTH_HEADER = "X-Holdfast-Plain-Length"
+DIGEST_HEADER = "X-Holdfast-Digest"
+
+SLICE_SIZE = 1024 * 1024
+"""Bytes of a chunk handed to a connection at a time; each waits until the last has left."""
+
+BATCH_LIMIT = 4096
+"""Ids in one stat or touch."""
+
+BODY_LIMIT = 256 * 1024
+"""Bytes of a body that is no chunk: a full batch is half of it."""
+
+IDS_LIMIT = 4096
+
+
+class Purpose(enum.StrEnum):
+    """Why a chunk is sent, which decides who may take it and what its touch becomes."""
+
+    OWNER = "owner"
+    """A client's write: the receiver is an owner, and raises the touch to its own generation."""
+    HANDOFF = "handoff"
+    """The same, to a node that stands in for an owner."""
+    REPAIR = "repair"
+    """A copy of an old write: the receiver is an owner, and takes the touch as it is (D10)."""
+
+
+class PutTarget(msgspec.Struct, frozen=True):
+    """All a chunk's sender says of it."""
+
+    chunk_id: bytes
+    epoch: int
+    purpose: Purpose
+    touch: int
+    codec: Codec
+    plain_length: int
+
+    def path(self) -> str:
+        return (
+            f"{PREFIX}/chunks/{self.chunk_id.hex()}/{self.epoch}/{self.purpose.value}/{self.touch}"
+            f"/{self.codec.value}/{self.plain_length}"
+        )
+
+    @classmethod
+    def parse(cls, parts: Sequence[str]) -> PutTarget:
+        """Raises MalformedError. `parts` are the path's, from the id on."""
+        try:
+            identifier, epoch, purpose, touch, codec, plain_length = parts
+            return cls(
+                chunk_id=parse_chunk_id(identifier),
+                epoch=parse_number(epoch),
+                purpose=Purpose(purpose),
+                touch=parse_number(touch),
+                codec=Codec(parse_number(codec)),
+                plain_length=parse_number(plain_length),
+            )
+        except ValueError as error:
+            raise MalformedError(f"no target of a chunk: {error}") from None
+
+
+class MalformedError(ValueError):
+    """A request that no node of this version sends."""
+
+
+class ChunkState(msgspec.Struct, frozen=True, array_like=True):
+    """What a peer says of a chunk that it holds."""
+
+    plain_length: int
+    healthy: bool
+    touch: int | None
+
+
+class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's own view of itself."""
+
+    node_id: NodeId
+    epoch: int
+    generation: int
+    chunks: int
+    stored_bytes: int
+    writable: bool
+    requests_active: int
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a new session; `proof` covers the client's challenge."""
+
+    boot_nonce: bytes
+    number: int
+    proof: bytes
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of every answer that is no success."""
+
+    code: str
+    detail: str
+    epoch: int = 0
+    """With `stale_epoch`: the epoch the receiver is at."""
+
+
+STATUS_OF_CODE = {
+    "malformed": 400,
+    "bad_signature": 401,
+    "unknown_session": 401,
+    "replayed": 401,
+    "wrong_cluster": 401,
+    "chunk_not_found": 404,
+    "chunk_damaged": 404,
+    "body_timeout": 408,
+    "stale_epoch": 409,
+    "not_owner": 409,
+    "body_too_large": 413,
+    "chunk_rejected": 422,
+    "store_failed": 500,
+    "overloaded": 503,
+    "store_full": 507,
+}
+"""Every code of a Refusal and its HTTP status."""
+
+
+def chunk_path(chunk_id: bytes) -> str:
+    return f"{PREFIX}/chunks/{chunk_id.hex()}"
+
+
+def range_path(chunk_id: bytes, start: int, end: int) -> str:
+    return f"{PREFIX}/ranges/{chunk_id.hex()}/{start}/{end}"
+
+
+def touch_path(epoch: int, touch: int) -> str:
+    return f"{PREFIX}/touch/{epoch}/{touch}"
+
+
+def ids_path(after: bytes, limit: int) -> str:
+    return f"{PREFIX}/ids/{after.hex() or '-'}/{limit}"
+
+
+def parse_after(text: str) -> bytes:
+    return b"" if text == "-" else parse_chunk_id(text)
+
+
+def parse_chunk_id(text: str) -> bytes:
+    """Raises MalformedError unless it is the lower-case hexadecimal form of an id."""
+    if len(text) != 2 * CHUNK_ID_SIZE or not _HEXADECIMAL.issuperset(text):
+        raise MalformedError(f"{text[:80]!r} is no chunk id")
+    return bytes.fromhex(text)
+
+
+_HEXADECIMAL = frozenset("0123456789abcdef")
+
+
+def parse_number(text: str) -> int:
+    """Raises MalformedError unless it is a plain decimal number below 2**63."""
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise MalformedError(f"{text[:80]!r} is no number")
+    return int(text)
+
+
+def encode_ids(chunk_ids: Sequence[bytes]) -> bytes:
+    return b"".join(chunk_ids)
+
+
+def decode_ids(body: bytes, limit: int) -> list[bytes]:
+    """Raises MalformedError for more than `limit` ids, or a part of one."""
+    count, rest = divmod(len(body), CHUNK_ID_SIZE)
+    if rest or count > limit:
+        raise MalformedError(f"{len(body)} bytes are no list of at most {limit} chunk ids")
+    return [body[at : at + CHUNK_ID_SIZE] for at in range(0, len(body), CHUNK_ID_SIZE)]

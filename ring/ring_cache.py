@@ -1,0 +1,63 @@
+"""The ring of each membership, computed once and outside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from concurrent.futures import Executor
+
+from ring.interfaces import ClusterView
+from ring.members import Membership
+from ring.placement import Ring, build_ring
+
+CACHE_LIMIT = 8
+"""Rings kept: the current one, and former ones that reads fall back to. Each has a megabyte."""
+
+
+class RingCache:
+    """Rings by membership, for one event loop. Addresses may change within an epoch, so the whole
+    membership is the key."""
+
+    def __init__(self, view: ClusterView, workers: Executor) -> None:
+        self._view = view
+        self._workers = workers
+        self._rings: OrderedDict[Membership, Ring] = OrderedDict()
+        self._building: dict[Membership, asyncio.Future[Ring]] = {}
+        self._latest: Ring | None = None
+
+    async def current(self) -> Ring:
+        """The ring of the newest epoch this node knows."""
+        ring = self.ready()
+        return ring if ring is not None else await self.of(self._view.membership())
+
+    def ready(self) -> Ring | None:
+        """The current ring if it is computed already."""
+        latest, membership = self._latest, self._view.membership()
+        if latest is not None and latest.membership is membership:
+            return latest
+        return self._rings.get(membership)
+
+    async def of(self, membership: Membership) -> Ring:
+        ring = self._rings.get(membership)
+        if ring is None:
+            building = self._building.get(membership)
+            if building is None:
+                building = asyncio.ensure_future(self._build(membership))
+                self._building[membership] = building
+            # Several may wait for one; the first to give up must not take it from the others.
+            ring = await asyncio.shield(building)
+        self._rings.move_to_end(membership)
+        if membership is self._view.membership():
+            self._latest = ring
+        return ring
+
+    async def _build(self, membership: Membership) -> Ring:
+        try:
+            loop = asyncio.get_running_loop()
+            ring = await loop.run_in_executor(self._workers, build_ring, membership)
+            self._rings[membership] = ring
+            while len(self._rings) > CACHE_LIMIT:
+                self._rings.popitem(last=False)
+            return ring
+        finally:
+            del self._building[membership]
