@@ -85,7 +85,8 @@ class Body:
             async with asyncio.timeout(patience):
                 while True:
                     piece, ends_chunk = await self._content.readchunk()
-                    if piece or not ends_chunk:
+                    # A lone end of an HTTP chunk means nothing; an empty body ends for ever.
+                    if piece or not ends_chunk or self._content.at_eof():
                         break
         except TimeoutError:
             raise ApiError(
