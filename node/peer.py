@@ -26,7 +26,7 @@ from metadata_raft.errors import FatalRaftError
 from metadata_raft.group import MetadataGroup
 from metadata_raft.records import MemberAddress
 from metadata_raft.settings import RaftSettings
-from node import process
+from node import encryption, process
 from node.cluster_gateway import ClusterGateway
 from node.cluster_view import ReplicatedLiveChunks, ReplicatedView
 from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker
@@ -39,9 +39,9 @@ from node.logs import event
 from node.own_membership import OwnMembership, removed
 from node.ports import sentence
 from node.settings import Settings
-from ring import tls
 from ring.identity import ClusterIdentity
-from ring.members import NodeId
+from ring.members import Member, NodeId
+from ring.worker import Job
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,9 @@ class Node:
             node_id=identity.node_id,
             secret=bytes.fromhex(identity.cluster_secret),
         )
+        self._encryption = (
+            encryption.make(self._cluster_identity) if settings.peer_tls_wanted else None
+        )
         self._workers = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="worker")
         self._tasks: set[asyncio.Task[None]] = set()
         self._end = asyncio.Event()
@@ -97,9 +100,11 @@ class Node:
         self._data = DataPlane(
             settings=self._settings,
             identity=self._cluster_identity,
+            encryption=self._encryption,
             directory=self._directory.directory("chunks"),
             view=self._view,
             live=ReplicatedLiveChunks(self._metadata),
+            members=self._members,
             workers=self._workers,
             on_failure=self._fail,
         )
@@ -113,7 +118,7 @@ class Node:
         await self._start_control()
         # Before this node is a full member: it may lead already, and then its own way into the ring
         # is for itself to make.
-        self._data.run(self._leader_workers())
+        self._data.run(self._leader_jobs())
         self._closers.append(self._data.rest)
         await self._become_member()
         self._unready = None
@@ -145,7 +150,7 @@ class Node:
                 f"{directory} is missing or empty: this node has forgotten what it promised. "
                 "Remove it from its cluster and let it join again with an empty directory."
             )
-        identity, encrypted = self._cluster_identity, self._settings.peer_tls_wanted
+        identity, secure = self._cluster_identity, self._encryption
         return MetadataGroup(
             RaftSettings(
                 node_id=identity.node_id,
@@ -159,9 +164,9 @@ class Node:
                 bootstrap=self._identity.stage == "founding",
                 seeds=tuple(MemberAddress(node_id=node, raft_address=address)
                             for node, address in self._identity.seeds),
-                server_tls=tls.server_context(identity) if encrypted else None,
-                client_tls=tls.client_context(identity) if encrypted else None,
-                tls_server_name=tls.MEMBER_SERVER_NAME if encrypted else None,
+                server_tls=secure.server if secure else None,
+                client_tls=secure.client if secure else None,
+                tls_server_name=secure.member_name if secure else None,
             ),
             on_fatal=self._fail,
         )  # fmt: skip
@@ -252,14 +257,18 @@ class Node:
             "  HOLDFAST_JOIN_TOKEN_FILE=FILE holdfast serve --data DIR --listen HOST --join"
         )
 
-    def _leader_workers(self) -> list[RingWorker | GenerationWorker | ReclaimWorker]:
+    def _leader_jobs(self) -> dict[str, Job]:
         metadata = self._metadata
         interval = self._settings.generation_interval_seconds
-        return [
-            RingWorker(metadata, self._leads),
-            GenerationWorker(metadata, self._leads, interval),
-            ReclaimWorker(metadata, self._leads),
-        ]
+        return {
+            "ring": RingWorker(metadata, self._leads),
+            "generation": GenerationWorker(metadata, self._leads, interval),
+            "reclaim": ReclaimWorker(metadata, self._leads),
+        }
+
+    def _members(self) -> list[Member]:
+        with self._metadata.snapshot() as snapshot:
+            return [record.member for record in snapshot.members()]
 
     def _leads(self) -> bool:
         return self._metadata.status().role == "leader"

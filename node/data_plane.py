@@ -1,0 +1,194 @@
+"""The ring's part of a node: buffers, chunk store, what peers ask of us and we of them, its jobs.
+
+Two pools of buffers, because what clients send may wait for what peers take, but never the other
+way round: a node serves its peers from a pool that no client can exhaust.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+
+from aiohttp import web
+
+from node.encryption import PeerEncryption
+from node.errors import DataDirectoryError, PortTakenError
+from node.peer_probe import PeerProbe
+from node.ports import sentence
+from node.settings import Settings
+from ring.buffers import BufferPool
+from ring.chunk_store import DiskChunkStore
+from ring.errors import StoreFailedError
+from ring.fetching import ChunkFetcher
+from ring.filesystem import RealFileSystem
+from ring.identity import ClusterIdentity
+from ring.interfaces import ClusterView, LiveChunks
+from ring.members import Member, NodeId
+from ring.peer_client import PeerClient
+from ring.peer_server import make_peer_application, peer_runner
+from ring.placement import Ring, build_ring
+from ring.repair import Repairer
+from ring.replicator import Replicator
+from ring.ring_cache import RingCache
+from ring.worker import Job, Worker
+
+INDEX_NAME = "index.db"
+
+
+class DataPlane:
+    """`open`, `serve`, `run`; then `rest` and `close`, in this order. Main loop only."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        identity: ClusterIdentity,
+        encryption: PeerEncryption | None,
+        directory: str,
+        view: ClusterView,
+        live: LiveChunks,
+        members: Callable[[], Sequence[Member]],
+        workers: Executor,
+        on_failure: Callable[[StoreFailedError], None],
+    ) -> None:
+        self._settings = settings
+        self._encryption = encryption
+        self._view = view
+        half = settings.buffer_budget_bytes // 2
+        self.pool = BufferPool(half)
+        self._peer_pool = BufferPool(half)
+        self._node_id = identity.node_id
+        self._rings = RingCache(view, workers)
+        self._store = DiskChunkStore(
+            filesystem=RealFileSystem(),
+            directory=directory,
+            index_path=os.path.join(directory, INDEX_NAME),
+            workers=workers,
+            pool=self.pool,
+            on_failure=on_failure,
+            on_damage=lambda chunk_id: self._repairer.note_lacking(chunk_id, self._node_id),
+        )
+        self._client = PeerClient(
+            identity, pool=self.pool, tls=encryption.client if encryption else None
+        )
+        self._fetcher = ChunkFetcher(
+            identity.node_id,
+            view=view,
+            rings=self._rings,
+            client=self._client,
+            workers=workers,
+            on_lacking=self._note_lacking,
+        )
+        self.replicator = Replicator(
+            identity.node_id,
+            store=self._store,
+            view=view,
+            rings=self._rings,
+            client=self._client,
+            fetcher=self._fetcher,
+            workers=workers,
+            on_lacking=self._note_lacking,
+        )
+        self._repairer = Repairer(
+            identity.node_id,
+            store=self._store,
+            view=view,
+            live=live,
+            rings=self._rings,
+            client=self._client,
+            fetcher=self._fetcher,
+            workers=workers,
+        )
+        self._probe = PeerProbe(self._client, identity.node_id, members)
+        self._jobs: list[Worker] = []
+        self._peers = peer_runner(
+            make_peer_application(
+                self._store,
+                view,
+                identity,
+                rings=self._rings,
+                pool=self._peer_pool,
+                workers=workers,
+                signed=encryption is None,
+            )
+        )
+
+    async def open(self) -> None:
+        """Recover the chunk store. Raises DataDirectoryError."""
+        try:
+            await self._store.start()
+        except StoreFailedError as error:
+            raise DataDirectoryError(f"{error}.") from error
+
+    async def serve(self) -> None:
+        """Answer peers, and be able to ask them. Raises PortTakenError."""
+        await self._client.start()
+        await self._peers.setup()
+        listen, port = self._settings.listen, self._settings.peer_port
+        context = self._encryption.server if self._encryption else None
+        try:
+            await web.TCPSite(self._peers, listen, port, ssl_context=context).start()
+        except OSError as error:
+            raise PortTakenError(sentence(listen, port, "peers", error)) from error
+
+    def run(self, jobs: Mapping[str, Job]) -> None:
+        """Start the background jobs: the ring's own, and those given by name."""
+        own: dict[str, Job] = {"repair": self._repairer, "peer probe": self._probe}
+        for name, job in {**own, **jobs}.items():
+            worker = Worker(name, job)
+            worker.start()
+            self._jobs.append(worker)
+
+    async def know_touches(self) -> None:
+        """Give the store its touch floor, after a linearizable read (rule D4).
+
+        Raises what `ClusterView.refresh` does.
+        """
+        await self._view.refresh()
+        self._store.set_touch_floor(self._view.generation())
+
+    async def rest(self) -> None:
+        """Stop the background jobs."""
+        for worker in self._jobs:
+            await worker.stop()
+
+    async def close(self) -> None:
+        """End what is under way, then close the store."""
+        await self.replicator.close()
+        await self._peers.cleanup()
+        await self._client.close()
+        await self._store.close()
+
+    # --- what the status shows ---------------------------------------------------------------
+
+    def ring(self) -> Ring:
+        """The current ring; computed here in the moment after it has changed."""
+        ready = self._rings.ready()
+        return ready if ready is not None else build_ring(self._view.membership())
+
+    def settled(self) -> bool:
+        """Whether this node holds all that the current epoch wants it to hold."""
+        return self._repairer.status().settled
+
+    def reachable(self, node_id: NodeId) -> bool | None:
+        return self._probe.reachable(node_id)
+
+    def load(self) -> Mapping[str, float]:
+        store, repair = self._store.statistics(), self._repairer.status()
+        return {
+            "chunks": store.chunks,
+            "chunks_plain_bytes": store.plain_bytes,
+            "chunks_stored_bytes": store.stored_bytes,
+            "disk_allocated_bytes": store.allocated_bytes,
+            "quarantined_chunks": store.quarantined,
+            "damage_found": store.damage_found,
+            "buffers_leased_bytes": self.pool.leased_bytes + self._peer_pool.leased_bytes,
+            "repair_remaining_copies": repair.remaining,
+            "repair_swept_percent": round(100 * repair.swept_fraction, 1),
+            "repair_copied_bytes": repair.bytes_copied,
+            "unrecoverable_chunks": repair.unrecoverable,
+        }
+
+    def _note_lacking(self, chunk_id: bytes, node_id: NodeId) -> None:
+        self._repairer.note_lacking(chunk_id, node_id)
