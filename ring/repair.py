@@ -16,14 +16,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from ring.errors import (
     ChunkMissingError,
     ChunkNotFoundError,
-    PeerRefusedError,
     RingError,
     StoreFullError,
 )
@@ -50,11 +49,16 @@ COPIES_PER_UNIT = 32
 RATE_BYTES_MAX = 100 * 1024 * 1024
 """Bytes per second of repair on this node: below what a disk does, for clients come first."""
 
-SWEEP_SECONDS = 300.0
-"""Pause between sweeps that found nothing to do."""
+SWEEP_SECONDS_MIN = 5.0
+SWEEP_SECONDS_MAX = 300.0
+"""Pause between sweeps that found nothing to do; it doubles from one to the other. Short at first:
+an upload that began at an old epoch may commit chunks behind a sweep of the new one."""
 
 AGAIN_SECONDS = 5.0
 """Pause before what could not be done is tried again: a node that restarts is back by then."""
+
+MISSING_SECONDS = 60.0
+"""The same where nobody has what is lacking: only a node that comes back from afar helps."""
 
 ROUND_SECONDS = 1.0
 """Pause between two looks at an empty queue and an unchanged epoch."""
@@ -62,13 +66,19 @@ ROUND_SECONDS = 1.0
 COLLECTABLE_AGE = 2
 """Generations after its last touch from which an unreferenced chunk may be collected (rule D4)."""
 
+Task = tuple[bytes, NodeId]
+"""A chunk, and the node that should have a copy of it."""
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RepairStatus:
-    """How far repair on this node is. `settled`: every referenced chunk that the current epoch wants
-    here was found here by a whole sweep, and nothing is queued."""
+    """How far repair on this node is.
+
+    `settled`: nothing is queued, and the latest sweep, at the current epoch, found every referenced
+    chunk that belongs here.
+    """
 
     epoch: int
     settled: bool
@@ -80,7 +90,7 @@ class RepairStatus:
     bytes_copied: int
     copies_failed: int
     unrecoverable: int
-    """Referenced chunks that no node has, in the last whole sweep."""
+    """Referenced chunks that no node had when they were last looked for."""
 
 
 class Repairer:
@@ -106,14 +116,17 @@ class Repairer:
         self._client = client
         self._fetcher = fetcher
         self._workers = workers
-        self._queue: OrderedDict[tuple[bytes, NodeId], None] = OrderedDict()
+        self._queue: OrderedDict[Task, int] = OrderedDict()
+        """Lacking copies, and the generation at which each became known."""
         self._retry_at: float = 0.0
         self._sweep: _Sweep | None = None
         self._next_sweep_at: float = 0.0
+        self._sweep_pause = SWEEP_SECONDS_MIN
+        self._missing: set[bytes] = set()
+        """Found on no node since the present or latest sweep began."""
         self._clean_epoch: int | None = None
         """The epoch of the latest whole sweep that found nothing lacking."""
         self._lacking_found = 0
-        self._unrecoverable = 0
         self._copies_made = 0
         self._bytes_copied = 0
         self._copies_failed = 0
@@ -121,7 +134,7 @@ class Repairer:
     def note_lacking(self, chunk_id: bytes, node_id: NodeId) -> None:
         """Remember that a node should have a copy of a chunk and has no good one."""
         if len(self._queue) < QUEUE_LIMIT:
-            self._queue[chunk_id, node_id] = None
+            self._queue[chunk_id, node_id] = self._view.generation()
         if node_id == self._node_id:
             self._clean_epoch = None
 
@@ -140,7 +153,7 @@ class Repairer:
             copies_made=self._copies_made,
             bytes_copied=self._bytes_copied,
             copies_failed=self._copies_failed,
-            unrecoverable=self._unrecoverable,
+            unrecoverable=len(self._missing),
         )
 
     async def work(self) -> float:
@@ -158,44 +171,37 @@ class Repairer:
                 return ROUND_SECONDS
             if now < self._next_sweep_at and self._lacking_found:
                 return ROUND_SECONDS
+            self._missing.clear()
             self._sweep = _Sweep(ring.epoch)
         return await self._work_sweep(ring, self._sweep)
 
     # --- the queue ---------------------------------------------------------------------------
 
     async def _work_queue(self, ring: Ring) -> float:
-        batch = [self._queue.popitem(last=False)[0] for _ in range(_limit(self._queue))]
-        wanted = await self._wanted([chunk_id for chunk_id, _ in batch])
-        tasks = [
-            (chunk_id, node)
-            for chunk_id, node in batch
-            if chunk_id in wanted and node in ring.owners(chunk_id)
-        ]
+        batch = dict(self._queue.popitem(last=False) for _ in range(_limit(self._queue)))
+        wanted = await self._wanted(batch)
+        tasks = [task for task in wanted if task[1] in ring.owners(task[0])]
         before = self._bytes_copied
         failed = await self._copy_all(ring, tasks)
         for task in failed:
-            self._queue.setdefault(task)
+            if task[0] not in self._missing:
+                self._queue.setdefault(task, batch[task])
         if failed and len(failed) == len(tasks):
             # Nothing went: don't turn round and round while a node is down.
             self._retry_at = asyncio.get_running_loop().time() + AGAIN_SECONDS
         return (self._bytes_copied - before) / RATE_BYTES_MAX
 
-    async def _wanted(self, chunk_ids: Sequence[bytes]) -> set[bytes]:
-        """Those that must not be collected: referenced, or touched too lately to tell."""
+    async def _wanted(self, batch: Mapping[Task, int]) -> list[Task]:
+        """Those whose chunk is referenced, or too new to be collected if it never is (D10)."""
         loop = asyncio.get_running_loop()
+        chunk_ids = list({chunk_id for chunk_id, _ in batch})
         referenced = await loop.run_in_executor(self._workers, self._live.referenced, chunk_ids)
-        stats = await self._store.stat(chunk_ids)
         generation = self._view.generation()
-        return {
-            chunk_id
-            for chunk_id, stat in zip(chunk_ids, stats, strict=True)
-            if chunk_id in referenced
-            or (
-                stat is not None
-                and stat.touch is not None
-                and generation < stat.touch + COLLECTABLE_AGE
-            )
-        }
+        return [
+            task
+            for task, noted in batch.items()
+            if task[0] in referenced or generation < noted + COLLECTABLE_AGE
+        ]
 
     # --- the sweep ---------------------------------------------------------------------------
 
@@ -225,13 +231,16 @@ class Repairer:
 
     def _end_sweep(self, sweep: _Sweep, now: float) -> float:
         self._sweep = None
-        self._unrecoverable = sweep.missing
         self._lacking_found = sweep.failed
         if not sweep.found:
             self._clean_epoch = sweep.epoch
-            self._next_sweep_at = now + SWEEP_SECONDS
-        elif sweep.failed:
-            self._next_sweep_at = now + AGAIN_SECONDS
+            self._next_sweep_at = now + self._sweep_pause
+            self._sweep_pause = min(self._sweep_pause * 2, SWEEP_SECONDS_MAX)
+            return 0.0
+        self._sweep_pause = SWEEP_SECONDS_MIN
+        if sweep.failed:
+            alone = sweep.failed <= len(self._missing)
+            self._next_sweep_at = now + (MISSING_SECONDS if alone else AGAIN_SECONDS)
         else:
             # What was referenced behind the cursor meanwhile shows in another one.
             self._next_sweep_at = now
@@ -239,11 +248,9 @@ class Repairer:
 
     # --- copies ------------------------------------------------------------------------------
 
-    async def _copy_all(
-        self, ring: Ring, tasks: Sequence[tuple[bytes, NodeId]]
-    ) -> list[tuple[bytes, NodeId]]:
+    async def _copy_all(self, ring: Ring, tasks: Sequence[Task]) -> list[Task]:
         """Make copies, a few at a time; return those that could not be made and may be later."""
-        failed: list[tuple[bytes, NodeId]] = []
+        failed: list[Task] = []
         waiting = iter(tasks)
 
         async def copy_some() -> None:
@@ -265,8 +272,7 @@ class Repairer:
                 copied = await self._push(ring, chunk_id, node)
         except ChunkMissingError as error:
             _log.error("a referenced chunk can't be repaired: %s", error)
-            if self._sweep is not None:
-                self._sweep.missing += 1
+            self._missing.add(chunk_id)
         except StoreFullError as error:
             _log.warning("no room for a copy of chunk %s: %s", chunk_id.hex(), error)
         except RingError as error:
@@ -343,12 +349,11 @@ class _Sweep:
         """Of the present page: still to be fetched."""
         self.found = 0
         self.failed = 0
-        self.missing = 0
 
     def fraction(self) -> float:
         """Ids are spread evenly, so the leading bytes of the cursor tell how far it is."""
         return int.from_bytes(self.cursor[:4].ljust(4, b"\0"), "big") / 2**32
 
 
-def _limit(waiting: OrderedDict[tuple[bytes, NodeId], None] | list[bytes]) -> int:
+def _limit(waiting: OrderedDict[Task, int] | list[bytes]) -> int:
     return min(len(waiting), COPIES_PER_UNIT)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 FAILURE_PAUSE_SECONDS = 1.0
 FAILURE_PAUSE_SECONDS_MAX = 60.0
-"""Pauses after errors double between these: most causes pass within seconds, others need somebody."""
+"""Pauses after errors double between these: most causes pass within seconds, others need people."""
 
 _log = logging.getLogger(__name__)
 
