@@ -104,10 +104,10 @@ class _Route(NamedTuple):
 class Gateway:
     """Answers one request after another; the same object serves all connections."""
 
-    def __init__(self, backends: Backends, requests_in_progress: list[int]) -> None:
+    def __init__(self, backends: Backends, in_progress: list[int]) -> None:
         self._backends = backends
         self._requests_max = backends.settings.requests_max
-        self._in_progress = requests_in_progress
+        self._in_progress = in_progress
         self._routes = {
             template: {
                 method: _Route(handler, f"{method} {template}", template in _VITAL)
@@ -199,13 +199,20 @@ class GatewayConnection(web.RequestHandler):
 class GatewayServer(web.Server):
     """What `make_server` returns: hand it to a `web.ServerRunner`."""
 
-    def __init__(self, gateway: Gateway, backends: Backends, **options: Any) -> None:
+    def __init__(
+        self, gateway: Gateway, backends: Backends, in_progress: list[int], **options: Any
+    ) -> None:
         super().__init__(gateway, **options)
+        self._in_progress = in_progress
         self.backends = backends
         self._options = options
 
     def __call__(self) -> web.RequestHandler:
         return GatewayConnection(self, loop=self._loop, **self._options)
+
+    @property
+    def requests_in_progress(self) -> int:
+        return self._in_progress[0]
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Let requests in progress finish, then what they left behind."""
@@ -242,6 +249,7 @@ def make_server(
     return GatewayServer(
         Gateway(backends, in_progress),
         backends,
+        in_progress,
         access_log=None,
         auto_decompress=False,
         keepalive_timeout=KEEP_ALIVE_SECONDS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -143,6 +144,11 @@ class Serving:
         self.url = f"http://127.0.0.1:{port}"
         self.session = aiohttp.ClientSession(auto_decompress=False)
 
+    @property
+    def in_progress(self) -> int:
+        """Requests being served."""
+        return self.server.requests_in_progress
+
     async def request(
         self,
         method: str,
@@ -178,15 +184,16 @@ class Serving:
         assert isinstance(result, Done), result
         return key.text
 
-    async def raw(self, request: bytes, *, finish: bool = False) -> bytes:
-        """Send bytes as they are and return everything until the gateway closes."""
+    async def raw(self, request: bytes) -> bytes:
+        """Send bytes as they are and return the first answer, its head and body."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(request)
-            if finish:
-                writer.write_eof()
             async with asyncio.timeout(WAIT_SECONDS):
-                return await reader.read()
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"Content-Length: (\d+)", head)
+                assert length is not None, head
+                return head + await reader.readexactly(int(length[1]))
         finally:
             writer.close()
 
