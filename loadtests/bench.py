@@ -13,7 +13,9 @@ from pathlib import Path
 import msgspec
 
 from loadtests import cluster_benchmark, machine, metadata_benchmark
-from loadtests.measurements import Report, table
+from loadtests.measurements import Measurement, Report, failed, table
+from loadtests.request_generator import GeneratorError
+from loadtests.stream_client import TransferError
 
 _DISK = "/var/tmp"
 """On a disk by convention, where /tmp may be memory, and a sync in memory measures nothing."""
@@ -26,7 +28,7 @@ def main() -> None:
     wanted = ("cluster", "metadata") if options.benchmark == "all" else (options.benchmark,)
     for benchmark in wanted:
         with tempfile.TemporaryDirectory(prefix="holdfast-bench-", dir=options.directory) as folder:
-            reports.append(asyncio.run(_run(benchmark, Path(folder), options)))
+            reports.append(_run(benchmark, Path(folder), options))
         print(table(reports[-1]), end="\n\n", flush=True)
         if options.json:
             encoded = msgspec.json.format(msgspec.json.encode(reports))
@@ -34,27 +36,55 @@ def main() -> None:
     sys.exit(0 if all(report.passed() for report in reports) else 1)
 
 
-async def _run(benchmark: str, folder: Path, options: argparse.Namespace) -> Report:
+def _run(benchmark: str, folder: Path, options: argparse.Namespace) -> Report:
     facts = machine.facts(str(folder))
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if benchmark == "cluster":
-        parts = _parts(options.only, cluster_benchmark.PARTS)
-        async with cluster_benchmark.prepared(
-            folder, repetitions=options.repetitions, seconds=options.seconds
-        ) as prepared:
-            measurements = [measurement async for measurement in prepared.run(parts)]
+        measurements = asyncio.run(_run_cluster(folder, options))
     else:
-        parts = _parts(options.only, metadata_benchmark.PARTS)
-        measurements = await asyncio.to_thread(
-            lambda: list(
-                metadata_benchmark.run(
-                    folder, parts, repetitions=options.repetitions, seconds=options.seconds
-                )
-            )
-        )
+        measurements = _run_metadata(folder, options)
     return Report(
         benchmark=benchmark, started=started, machine=facts, measurements=tuple(measurements)
     )
+
+
+async def _run_cluster(folder: Path, options: argparse.Namespace) -> list[Measurement]:
+    measured: list[Measurement] = []
+    parts = _parts(options.only, cluster_benchmark.PARTS)
+    async with cluster_benchmark.prepared(
+        folder, repetitions=options.repetitions, seconds=options.seconds
+    ) as prepared:
+        for part in parts:
+            try:
+                async for measurement in prepared.run(part):
+                    # One by one: a part that breaks off keeps what it has measured.
+                    measured.append(_told(measurement))  # noqa: PERF401
+            except (GeneratorError, TransferError, AssertionError, OSError) as error:
+                measured.append(_told(failed(part, error)))
+    return measured
+
+
+def _run_metadata(folder: Path, options: argparse.Namespace) -> list[Measurement]:
+    measured: list[Measurement] = []
+    for part in _parts(options.only, metadata_benchmark.PARTS):
+        try:
+            for measurement in metadata_benchmark.run(
+                folder, part, repetitions=options.repetitions, seconds=options.seconds
+            ):
+                measured.append(_told(measurement))  # noqa: PERF401  # As above.
+        except (metadata_benchmark.GroupError, OSError) as error:
+            measured.append(_told(failed(part, error)))
+    return measured
+
+
+def _told(measurement: Measurement) -> Measurement:
+    """Say what was measured while the rest is still to come."""
+    print(
+        f"  {measurement.name}: {measurement.value:,.4g} {measurement.unit} ({measurement.detail})",
+        file=sys.stderr,
+        flush=True,
+    )
+    return measurement
 
 
 def _parts(only: str | None, all_parts: Sequence[str]) -> Sequence[str]:

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -107,24 +107,30 @@ class ClusterBenchmark:
         self._source = UploadSource()
         self._identities = itertools.count(1)
         self._random = random.Random(1)
+        self._preloaded = False
 
-    async def run(self, parts: Sequence[str]) -> AsyncIterator[Measurement]:
-        """Yield the measurements of the parts as they are made."""
-        if "memory" in parts:
-            async for measurement in self._memory():
-                yield measurement
-        if {"requests", "first-byte"} & set(parts):
-            _say("storing the files that are read ...")
-            await asyncio.to_thread(self._preload)
-        if "requests" in parts:
-            for measurement in await asyncio.to_thread(self._requests):
-                yield measurement
-        if "streams" in parts:
-            for measurement in await asyncio.to_thread(self._streams):
-                yield measurement
-        if "first-byte" in parts:
-            _say(f"first byte of {_FIRST_BYTE_REQUESTS} downloads ...")
-            yield await asyncio.to_thread(self._first_byte)
+    async def run(self, part: str) -> AsyncIterator[Measurement]:
+        """Yield the measurements of a part as they are made.
+
+        Raises GeneratorError, TransferError, or AssertionError where contents are wrong.
+        """
+        match part:
+            case "memory":
+                async for measurement in self._memory():
+                    yield measurement
+            case "requests":
+                await self._preload()
+                for measurement in await asyncio.to_thread(self._requests):
+                    yield measurement
+            case "streams":
+                for measurement in await asyncio.to_thread(self._streams):
+                    yield measurement
+            case "first-byte":
+                await self._preload()
+                _say(f"first byte of {_FIRST_BYTE_REQUESTS} downloads ...")
+                yield await asyncio.to_thread(self._first_byte)
+
+    def close(self) -> None:
         self._source.close()
 
     # --- requests ----------------------------------------------------------------------------
@@ -175,7 +181,14 @@ class ClusterBenchmark:
             key=self._cluster.admin_key,
         )
 
-    def _preload(self) -> None:
+    async def _preload(self) -> None:
+        """Store the files that are read, once."""
+        if not self._preloaded:
+            _say("storing the files that are read ...")
+            await asyncio.to_thread(self._store_files)
+            self._preloaded = True
+
+    def _store_files(self) -> None:
         with ThreadPoolExecutor(8) as threads:
             for size, count in _PRELOADED.items():
                 for each in [
@@ -314,7 +327,11 @@ async def prepared(
     yardstick = Yardstick()
     try:
         async with running_cluster(folder, NODES) as cluster:
-            yield ClusterBenchmark(cluster, yardstick, repetitions=repetitions, seconds=seconds)
+            benchmark = ClusterBenchmark(
+                cluster, yardstick, repetitions=repetitions, seconds=seconds
+            )
+            yield benchmark
+            benchmark.close()
     finally:
         yardstick.close()
 

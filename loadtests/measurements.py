@@ -47,6 +47,13 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         return self.bar is None or self.bar.holds(self.value)
 
 
+def failed(name: str, error: BaseException) -> Measurement:
+    """Return the measurement of a part that broke off: no bar holds for it."""
+    return Measurement(
+        name=name, value=math.nan, unit="", bar=Bar(at_least=0), detail=f"FAILED: {error}"
+    )
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All of one run, as it is stored in JSON."""
 

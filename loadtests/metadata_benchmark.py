@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -200,18 +200,15 @@ class Group:
             time.sleep(_POLL_SECONDS)
 
 
-def run(
-    folder: Path, parts: Sequence[str], *, repetitions: int, seconds: float
-) -> Iterator[Measurement]:
-    """Yield the measurements of the parts as they are made."""
-    for part in parts:
-        with _group(folder / part) as group:
-            if part == "throughput":
-                yield from _throughput(group, repetitions, seconds)
-            elif part == "failover":
-                yield _failover(group)
-            else:
-                yield from _million(group)
+def run(folder: Path, part: str, *, repetitions: int, seconds: float) -> Iterator[Measurement]:
+    """Yield the measurements of a part as they are made. Raises GroupError."""
+    with _group(folder / part) as group:
+        if part == "throughput":
+            yield from _throughput(group, repetitions, seconds)
+        elif part == "failover":
+            yield _failover(group)
+        else:
+            yield from _million(group)
 
 
 # --- the parts -----------------------------------------------------------------------------------
