@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from pysyncobj import syncobj
 
 from metadata_raft.batching import Draft
 from metadata_raft.commands import AdvanceGeneration, SetMemberStage, decode_command, decode_entry
@@ -367,7 +366,7 @@ def simulation(seed: int, weather: Weather | None = None) -> Iterator[World]:
     """A world whose time is the library's too."""
     world = World(seed, weather or Weather())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(syncobj, "monotonicTime", world.network.clock)
+        patch.setattr("pysyncobj.syncobj.monotonicTime", world.network.clock)
         yield world
 
 
