@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.app import make_server
 from gateway.interfaces import GatewaySettings
-from metadata_raft.errors import FatalRaftError
+from metadata_raft.errors import FatalRaftError, MetadataError
 from metadata_raft.group import MetadataGroup
 from metadata_raft.records import MemberAddress
 from metadata_raft.settings import RaftSettings
@@ -51,7 +51,8 @@ WORKER_THREADS = 4
 """Hashing, compression, volume reads, listings: more than the cores of a small machine, because
 half of them wait for a disk; few, because each takes its turn at the interpreter."""
 
-REMOVED_CHECK_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+"""Between two looks at what the group says of this node, and two attempts to learn from it."""
 
 _RAFT_MANIFEST = "manifest"
 """Without this file a Raft directory is nobody's (metadata_raft/storage.py)."""
@@ -123,6 +124,7 @@ class Node:
         await self._become_member()
         self._unready = None
         self._spawn(self._watch_removal())
+        self._spawn(self._learn_touches())
 
     async def run(self) -> None:
         """Wait until this node must not go on. Raises NodeError with the reason."""
@@ -293,9 +295,19 @@ class Node:
 
     async def _watch_removal(self) -> None:
         while True:
-            await asyncio.sleep(REMOVED_CHECK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
             if self._metadata.is_removed:
                 self._finish(removed(self._identity))
+                return
+
+    async def _learn_touches(self) -> None:
+        """Deletions wait for this, so it may take its time (rule D4)."""
+        while True:
+            try:
+                await self._data.know_touches()
+            except MetadataError:
+                await asyncio.sleep(LOOK_SECONDS)
+            else:
                 return
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
