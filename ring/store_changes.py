@@ -133,12 +133,14 @@ class StoreChanges:
                 [record.content.payload for record in records[: len(headers)]],
                 self._scratch,
             )
-            volume.sync()
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             volume.truncate(self._end)
             raise StoreFullError(f"no space left for {volume.path}") from error
+        # No space here, after the writes got some, is as bad as any error of a sync: what it was
+        # to secure may be lost, and a second sync would not say so.
+        volume.sync()
         rows = [
             row_of(header, touch=record.touch)
             for header, record in zip(headers, records, strict=False)
@@ -217,12 +219,12 @@ class StoreChanges:
         if not self._unindexed:
             return
         assert self._current is not None
-        # A chunk that was damaged here and has been stored again: the bad record may go now.
+        # A chunk that was damaged here and has been stored again: the bad record may go now. That
+        # need not be durable first: a scan that finds the new record replaces the old one again.
         replaced = [step.before.extent() for step in self._unindexed if step.before is not None]
         position = VolumePosition(self._current.number, self._current.key, self._end)
         self._index.apply(
-            IndexChange(transitions=self._unindexed, to_punch=replaced, volumes=[position]),
-            durable=bool(replaced),
+            IndexChange(transitions=self._unindexed, to_punch=replaced, volumes=[position])
         )
         self._catalog.indexed(step.after for step in self._unindexed if step.after is not None)
         self._unindexed = []

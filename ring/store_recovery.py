@@ -106,8 +106,6 @@ class _Recovery:
         numbers = volume_numbers(self._filesystem, self._directory)
         for number in numbers:
             self._open(number, known.get(number))
-        # Before anything is appended: see the promise of `ring/store_changes.py`.
-        punch_extents(self._index, self._result.volumes, self._index.to_punch())
         newest = max([0, *numbers, *known])
         for number in sorted({*known, *self._result.volumes}):
             volume = self._result.volumes.get(number)
@@ -119,6 +117,7 @@ class _Recovery:
                 position = VolumePosition(number, volume.key, FIRST_RECORD_OFFSET)
             self._recover_volume(volume, position, is_newest=number == newest)
         self._commit()
+        # What was found twice, and deletions that the last end of the store interrupted.
         punch_extents(self._index, self._result.volumes, self._index.to_punch())
         return self._result
 
@@ -232,7 +231,7 @@ class _Recovery:
 
     def _commit(self) -> None:
         if self._change:
-            self._index.apply(self._change, durable=bool(self._change.to_punch))
+            self._index.apply(self._change)
         self._change = IndexChange()
         self._fresh.clear()
 

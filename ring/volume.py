@@ -89,8 +89,9 @@ class Volume:
             file.write_at(0, encode_volume_header(number, key))
             file.datasync()
             filesystem.sync_directory(directory)
-        except BaseException:
+        except OSError:
             file.close()
+            filesystem.unlink(path)
             raise
         return cls(number, key, path, file, _open_direct(filesystem, path))
 

@@ -9,6 +9,7 @@ SQLite may come back in: any commit since the last durable one; or it is lost al
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import tempfile
@@ -22,6 +23,7 @@ from ring.chunk_catalog import ChunkCatalog
 from ring.chunk_index import ChunkIndex, IndexChange, IndexRow, partition_of, remove_index
 from ring.chunk_reader import ChunkReader, UnsoundError
 from ring.codec import encode
+from ring.errors import StoreFullError
 from ring.interfaces import CHUNK_ID_SIZE, PartitionDigest
 from ring.members import PARTITION_COUNT
 from ring.store_changes import NewRecord, StoreChanges, StoreLimits
@@ -118,7 +120,11 @@ class Life:
             )[0]()
 
     def put(self) -> None:
-        """Put a group, of which some may be here already, have been deleted, or be damaged."""
+        """Put a group, of which some may be here already, have been deleted, or be damaged.
+
+        What is here already is acknowledged for its sound header, as the store does it. Now and
+        then the disk has no space in the middle of it.
+        """
         expected, chance = self.expected, self.chance
         group: dict[bytes, NewRecord] = {}
         for _ in range(chance.randint(1, 4)):
@@ -131,17 +137,27 @@ class Life:
             if row is None or row.quarantined:
                 group[chunk_id] = NewRecord(encoded, encoded.checksums, touch=0)
                 expected.contents[chunk_id] = data
+            elif chunk_id not in expected.damaged and chunk_id not in group:
+                assert self.reader.check_header(row).chunk_id == chunk_id
+                expected.here[chunk_id] = data
+                expected.uncertain.discard(chunk_id)
         waiting = list(group.items())
         for chunk_id in group:
             expected.gone.discard(chunk_id)
             expected.uncertain.add(chunk_id)
+        if chance.random() < 0.15:
+            self.disk.fail("write", errno.ENOSPC, nth=chance.randint(1, 2))
         while waiting:
-            count = self.changes.append_group([record for _, record in waiting])
+            try:
+                count = self.changes.append_group([record for _, record in waiting])
+            except StoreFullError:
+                break
             for chunk_id, _ in waiting[:count]:
                 expected.here[chunk_id] = expected.contents[chunk_id]
                 expected.uncertain.discard(chunk_id)
                 expected.damaged.discard(chunk_id)
             del waiting[:count]
+        self.disk._faults.clear()
 
     def delete(self) -> None:
         expected = self.expected
@@ -249,6 +265,7 @@ def _run(seed: int, first_crash: int, path: str) -> int:
         if is_kill:
             # The process died, and its index with all its commits stays as it is.
             disk.restart_process()
+            disk._faults.clear()
             snapshot: Snapshot | None = life.index.states[-1]
             disk.steps = 0
         else:
