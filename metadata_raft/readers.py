@@ -27,6 +27,9 @@ CACHE_SIZE_KIB = 2 * 1024
 _STEPS_BETWEEN_CHECKS = 20_000
 """SQLite steps between two looks at the clock: well under a millisecond of work."""
 
+SUSPEND_SECONDS_MAX = 5.0
+"""A snapshot ends within its second; whoever holds one this long would hold it for ever."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -58,6 +61,7 @@ class ReaderPool:
         self._open_count = 0
         self._closed = False
         self._generation = 0
+        self._all_closed = threading.Condition(self._lock)
 
     def snapshot(self) -> SnapshotContext:
         """Return a context manager that yields a `Snapshot`. Blocks on nothing but the disk.
@@ -67,24 +71,41 @@ class ReaderPool:
         """
         return SnapshotContext(self)
 
-    def close(self) -> None:
-        """Close the idle connections, and those in use when they come back."""
+    def suspend(self) -> None:
+        """Close all connections and refuse snapshots until `reopen` (rule M6).
+
+        To be called before another database is put in the place of this one: a reader that opened
+        in between could attach the log of one to the other. Blocks until the snapshots in use have
+        ended, which their bound makes about a second.
+        """
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-            self._open_count -= len(idle)
-        for reader in idle:
-            reader.connection.close()
+            self._close_idle()
+            if not self._all_closed.wait_for(lambda: self._open_count == 0, SUSPEND_SECONDS_MAX):
+                raise StateCorruptError(
+                    f"{self._open_count} snapshots of {self._path} were held for "
+                    f"{SUSPEND_SECONDS_MAX:g} s"
+                )
 
     def reopen(self) -> None:
         """Another database has taken the place of this one (rule M6): new snapshots read that,
         those in use end with the one they began with."""
         with self._lock:
             self._generation += 1
-            idle, self._idle = self._idle, []
-            self._open_count -= len(idle)
-        for reader in idle:
+            self._close_idle()
+            self._closed = False
+
+    def close(self) -> None:
+        """Close the idle connections, and those in use when they come back."""
+        with self._lock:
+            self._closed = True
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        for reader in self._idle:
             reader.connection.close()
+        self._open_count -= len(self._idle)
+        self._idle.clear()
 
     def take(self) -> _Reader:
         with self._lock:
@@ -101,6 +122,7 @@ class ReaderPool:
         except sqlite3.Error as error:
             with self._lock:
                 self._open_count -= 1
+                self._all_closed.notify_all()
             raise StateCorruptError(f"the state {self._path} can't be read: {error}") from error
 
     def give_back(self, reader: _Reader) -> None:
@@ -108,8 +130,9 @@ class ReaderPool:
             if not self._closed and reader.generation == self._generation:
                 self._idle.append(reader)
                 return
+            reader.connection.close()
             self._open_count -= 1
-        reader.connection.close()
+            self._all_closed.notify_all()
 
 
 class SnapshotContext:

@@ -10,6 +10,7 @@ import pytest
 from metadata_raft.commands import (
     ChangeRing,
     CreateBucket,
+    CreateJoinToken,
     CreateKey,
     DeleteBucket,
     FilePut,
@@ -155,6 +156,14 @@ def test_keys_members_and_cluster(replica: Replica) -> None:
         cluster = snapshot.cluster()
         assert (cluster.cluster_id, cluster.epoch, cluster.replicas) == ("c1d0", 1, 3)
         assert snapshot.applied_index() == len(replica.log)
+
+
+def test_a_join_token_is_known_by_its_hash(replica: Replica) -> None:
+    """Who is asked to admit a node can check what it brings."""
+    replica.do(CreateJoinToken(token_id="t", secret_hash=b"h" * 32, actor=ADMIN))
+    with replica.snapshot() as snapshot:
+        assert snapshot.join_token_hash("t") == b"h" * 32
+        assert snapshot.join_token_hash("u") is None
 
 
 def test_epochs_keep_their_placement_and_follow_addresses(replica: Replica) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,52 @@ def test_a_snapshot_expires(replica: Replica, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.undo()
     with pool.snapshot() as snapshot:
         assert snapshot.bucket("default") is not None
+    pool.close()
+
+
+def test_another_file_can_take_the_place(replica: Replica, tmp_path: Path) -> None:
+    """While suspended, and only then, nobody reads; afterwards everybody reads the new file."""
+    other = Replica(str(tmp_path / "other.db")).bootstrap()
+    other.do(put_inline("default", "theirs"))
+    other.close()
+    pool = ReaderPool(replica.path)
+    ended: list[str] = []
+    held = pool.snapshot()
+    snapshot = held.__enter__()
+    assert snapshot.file("default", "theirs") is None
+
+    def suspend() -> None:
+        pool.suspend()
+        ended.append("suspended")
+
+    thread = threading.Thread(target=suspend)
+    thread.start()
+    while not pool._closed:
+        thread.join(0.001)
+    with pytest.raises(ReadersBusyError), pool.snapshot():
+        pass
+    assert ended == []
+    held.__exit__(None, None, None)
+    thread.join()
+    assert ended == ["suspended"]
+    replica.machine.close()
+    os.replace(other.path, replica.path)
+    pool.reopen()
+    with pool.snapshot() as snapshot:
+        assert snapshot.file("default", "theirs") is not None
+    pool.close()
+
+
+def test_reopening_ends_what_is_idle(replica: Replica) -> None:
+    """A connection from before is closed when it comes back, not used again."""
+    pool = ReaderPool(replica.path)
+    with pool.snapshot() as snapshot:
+        assert snapshot.bucket("default") is not None
+        pool.reopen()
+    assert pool._idle == []
+    with pool.snapshot() as snapshot:
+        assert snapshot.bucket("default") is not None
+    assert len(pool._idle) == 1
     pool.close()
 
 

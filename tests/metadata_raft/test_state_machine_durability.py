@@ -95,17 +95,17 @@ def test_a_checkpoint_commits_what_is_grouped(replica: Replica) -> None:
 def test_the_log_of_sqlite_stays_short(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copying back happens beside the commits, and then the log starts over."""
     monkeypatch.setattr("metadata_raft.wal.WAL_SIZE_START", 256 * 1024)
-    largest = 0
-    for number in range(600):
-        replica.do(put_inline("default", f"{number:04}", bytes(4000)))
-        largest = max(largest, os.path.getsize(replica.path + "-wal"))
-    assert largest < 4 * 1024 * 1024
     keeper = replica.machine._wal
-    if keeper._copier is not None:
-        keeper._copier.join()
-    keeper.after_commit()
-    assert os.path.getsize(replica.path + "-wal") < 256 * 1024
-    assert len(replica.rows("SELECT 1 FROM files")) == 600
+    sizes: list[int] = []
+    for number in range(300):
+        replica.do(put_inline("default", f"{number:04}", bytes(4000)))
+        sizes.append(os.path.getsize(replica.path + "-wal"))
+        if keeper._copier is not None:
+            # However slow the disk: the commit after the copy finds it done.
+            keeper._copier.join()
+    assert max(sizes) < 512 * 1024
+    assert sizes.count(0) > 3
+    assert replica.rows("SELECT count(*) FROM files") == [(300,)]
 
 
 def test_a_foreign_or_damaged_file_is_refused(tmp_path: Path) -> None:

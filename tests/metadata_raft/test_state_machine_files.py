@@ -146,7 +146,8 @@ def test_references_from_below_the_epoch_floor_are_refused(replica: Replica, epo
     assert refused == [epoch < 2] * 2
 
 
-def test_chunks_are_counted_by_occurrence(replica: Replica) -> None:
+@pytest.mark.parametrize("row_limit", [1, 2, 1000])
+def test_chunks_are_counted_by_occurrence(replica: Replica, row_limit: int) -> None:
     """A chunk stays referenced until its last occurrence in the last segment is reclaimed."""
     replica.do(put_chunks("default", "a", 1, 1, 2))
     replica.do(put_chunks("default", "b", 1))
@@ -157,7 +158,7 @@ def test_chunks_are_counted_by_occurrence(replica: Replica) -> None:
     assert counts() == {chunk_id(1): 3, chunk_id(2): 1}
     replica.do(DeleteFile(bucket="default", path="a", actor=ADMIN))
     assert counts() == {chunk_id(1): 3, chunk_id(2): 1}
-    replica.drain(row_limit=1)
+    replica.drain(row_limit=row_limit)
     assert counts() == {chunk_id(1): 1}
     replica.do(put_inline("default", "b"))
     replica.drain()
