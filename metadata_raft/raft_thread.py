@@ -413,6 +413,7 @@ class RaftThread:
                 base=base,
                 configuration=description.configuration,
             )
+            self._readers.suspend()
             self._state.close()
             finish_install(
                 self._storage,
