@@ -25,6 +25,7 @@ from ring.errors import (
     ChunkNotFoundError,
     RingError,
     StoreFullError,
+    StoreOverloadedError,
 )
 from ring.fetching import ChunkFetcher
 from ring.interfaces import ChunkStore, ClusterView, Encoded, LiveChunks
@@ -305,9 +306,7 @@ class Repairer:
                 return await self._send(ring, chunk_id, node, fetched.content, touch)
             finally:
                 fetched.lease.release()
-        stat = (await self._store.stat([chunk_id]))[0]
-        touch = 0 if stat is None or stat.touch is None else stat.touch
-        return await self._send(ring, chunk_id, node, content, touch)
+        return await self._send(ring, chunk_id, node, content, await self._touch_here(chunk_id))
 
     async def _send(
         self, ring: Ring, chunk_id: bytes, node: NodeId, content: Encoded, touch: int
@@ -323,6 +322,19 @@ class Repairer:
         payload = memoryview(content.payload)
         await self._client.put(ring.members[node], target, payload)
         return len(payload)
+
+    async def _touch_here(self, chunk_id: bytes) -> int:
+        """The touch of this node's copy; where it is not known yet, nought for what is referenced.
+
+        Raises StoreOverloadedError for a chunk that needs a touch to live and has none to tell.
+        """
+        (stat,) = await self._store.stat([chunk_id])
+        if stat is not None and stat.touch is not None:
+            return stat.touch
+        loop = asyncio.get_running_loop()
+        if await loop.run_in_executor(self._workers, self._live.referenced, [chunk_id]):
+            return 0
+        raise StoreOverloadedError("no touches are known yet after the start")
 
     async def _touch_elsewhere(self, ring: Ring, chunk_id: bytes) -> int:
         """The highest touch that another owner has for a chunk; nought where none tells."""
