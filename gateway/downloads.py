@@ -253,11 +253,14 @@ class _ReadAhead:
         self._budget.give_back(self._held)
         self._held = 0
         if not self._ahead:
-            piece = self._take_piece()
+            piece = self._next
+            if piece is None:
+                raise _ContentsGoneError("the segments hold less than the file's size")
             size = piece.end - piece.start
             # Nothing is held while waiting here, so that waiting downloads can't block each other.
             await self._budget.take(size)
             self._held = size
+            self._next = next(self._wanted, None)
             if self._next is None:
                 return await self._read(piece)
             self._start(piece)
@@ -286,14 +289,9 @@ class _ReadAhead:
             and self._ahead_bytes + (size := self._next.end - self._next.start) <= READ_AHEAD_BYTES
             and self._budget.try_take(size)
         ):
-            self._start(self._take_piece())
-
-    def _take_piece(self) -> Piece:
-        piece = self._next
-        if piece is None:
-            raise _ContentsGoneError("the segments hold less than the file's size")
-        self._next = next(self._wanted, None)
-        return piece
+            # Started first: looking up the piece behind it may fail, and this one must be counted.
+            self._start(self._next)
+            self._next = next(self._wanted, None)
 
     def _start(self, piece: Piece) -> None:
         size = piece.end - piece.start

@@ -121,6 +121,7 @@ def translated(error: Exception) -> ApiError | None:
 
 
 PROTECTIVE_HEADERS: Mapping[str, str] = {
+    "Server": "Holdfast",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'",
 }

@@ -128,8 +128,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """What files are cut into, at most 8 MiB; small in tests."""
     body_silence_seconds: float = 30.0
     """A request's body may pause for this long, an answer's reader as well."""
-    body_rate_bytes_min: int = 4096
-    """Bytes per second a body must keep up on average, once it had `body_silence_seconds`."""
+    body_rate_bytes_min: int = 8192
+    """Bytes per second a body must keep up on average, once it had `body_silence_seconds`. A chunk
+    then fills in 17 minutes at most, within one generation: it is never too old to be used."""
     read_budget_bytes: int = 128 * MIB
     """Memory for chunks on their way to clients; a download takes at most a few chunks of it."""
     requests_max: int = 2048

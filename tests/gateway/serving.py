@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -156,14 +157,18 @@ class Serving:
         *,
         key: str | None = "admin",
         headers: Mapping[str, str] | None = None,
+        data: Any = None,
         **options: Any,
     ) -> Answer:
         """One request; `key` "admin" is the administrator's, None is nobody's."""
+        if isinstance(data, bytes) and len(data) > 1024 * 1024:
+            # aiohttp wants large bodies as files, to send them in pieces.
+            data = io.BytesIO(data)
         sent = dict(headers or {})
         if key is not None:
             sent["Authorization"] = f"Bearer {self.admin_key if key == 'admin' else key}"
         async with self.session.request(
-            method, URL(self.url + path, encoded=True), headers=sent, **options
+            method, URL(self.url + path, encoded=True), headers=sent, data=data, **options
         ) as response:
             return Answer(response.status, response.headers, await response.read())
 
