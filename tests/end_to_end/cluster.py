@@ -174,7 +174,7 @@ class Cluster:
     async def found(self) -> NodeProcess:
         """Start the first node of a new cluster, with the bucket `default` open to everybody."""
         key_path = self.folder / "admin-key"
-        node = self._new_node()
+        node = self.add_process()
         node.start("--open-bucket", OPEN_BUCKET, "--admin-key-file", str(key_path))
         await node.wait_ready()
         self.admin_key = key_path.read_text().strip()
@@ -187,14 +187,15 @@ class Cluster:
         made = await self.command("token", "--data", str(sponsor.data))
         assert made.returncode == 0, made.stderr
         token_path.write_text(made.stdout)
-        node = self._new_node()
+        node = self.add_process()
         node.start(token_path=token_path)
         await node.wait_ready()
         if settle:
             await self.wait_ring(len(self.nodes))
         return node
 
-    def _new_node(self) -> NodeProcess:
+    def add_process(self) -> NodeProcess:
+        """One more node of this test, not started yet."""
         node = NodeProcess(len(self.nodes) + 1, self.folder, self._settings)
         self.nodes.append(node)
         return node

@@ -1,0 +1,95 @@
+"""A node's life on real processes: encrypted peers, crashes while joining, disks that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gateway.client import GatewayClient
+from tests.end_to_end.cluster import OPEN_BUCKET, running_cluster
+
+pytestmark = pytest.mark.processes
+
+MIB = 1024 * 1024
+
+
+async def test_peers_talk_through_mutual_tls(tmp_path: Path) -> None:
+    """Joining, Raft and chunks work with TLS on, as they do beyond loopback."""
+    async with running_cluster(tmp_path, 3, peer_tls="on") as cluster:
+        contents = os.urandom(9 * MIB)
+        async with GatewayClient(cluster.nodes[0].url) as client:
+            await client.put(OPEN_BUCKET, "file", contents)
+        cluster.nodes[0].kill()
+        async with (
+            GatewayClient(cluster.nodes[2].url) as client,
+            client.get(OPEN_BUCKET, "file") as download,
+        ):
+            assert await download.read() == contents
+
+
+@pytest.mark.parametrize("milliseconds", [450, 600, 750, 900])
+async def test_a_node_that_is_killed_while_joining_goes_on(
+    tmp_path: Path, milliseconds: int
+) -> None:
+    """At whatever step: the same command finishes it, as one and the same member."""
+    async with running_cluster(tmp_path, 1) as cluster:
+        token_path = tmp_path / "token"
+        made = await cluster.command("token", "--data", str(cluster.nodes[0].data))
+        token_path.write_text(made.stdout)
+        node = cluster.add_process()
+        node.start(token_path=token_path)
+        await asyncio.sleep(milliseconds / 1000)
+        node.kill()
+        node.start(token_path=token_path)
+        await node.wait_ready()
+        await cluster.wait_ring(2)
+        assert len((await cluster.status())["members"]) == 2
+
+
+async def test_a_token_admits_one_node(tmp_path: Path) -> None:
+    """The second bearer is refused with a sentence, and the cluster stays as it is."""
+    async with running_cluster(tmp_path, 1) as cluster:
+        token_path = tmp_path / "token"
+        made = await cluster.command("token", "--data", str(cluster.nodes[0].data))
+        token_path.write_text(made.stdout)
+        first, second = cluster.add_process(), cluster.add_process()
+        first.start(token_path=token_path)
+        await first.wait_ready()
+        second.start(token_path=token_path)
+        assert await second.wait_exit(timeout_seconds=30) == 1
+        assert "does not admit this node: The join token has been used already" in second.log()
+
+
+async def test_a_node_whose_log_was_wiped_does_not_vote_again(tmp_path: Path) -> None:
+    """It has forgotten what it promised; starting would break Raft silently."""
+    async with running_cluster(tmp_path, 1) as cluster:
+        node = cluster.nodes[0]
+        assert await node.stop() == 0
+        shutil.rmtree(node.data / "raft")
+        node.start()
+        assert await node.wait_exit(timeout_seconds=30) == 1
+        assert "this node has forgotten what it promised" in node.log()
+
+
+async def test_a_failed_write_of_a_chunk_ends_the_node_with_a_sentence(tmp_path: Path) -> None:
+    """What the disk holds is unknown then, so nothing more is acknowledged; others go on."""
+    async with running_cluster(tmp_path, 3) as cluster:
+        node = cluster.nodes[0]
+        # Files of this process may not grow beyond a mebibyte: writes fail with EFBIG.
+        resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (MIB, MIB))
+        async with GatewayClient(cluster.nodes[1].url) as client:
+            contents = os.urandom(4 * MIB)
+            await client.put(OPEN_BUCKET, "file", contents)
+            assert await node.wait_exit(timeout_seconds=30) == 1
+            said = [line for line in node.log().splitlines() if line.startswith("holdfast: ")]
+            assert len(said) == 1, node.log()
+            assert "this node must end" in said[0]
+            node.start()
+            await node.wait_ready()
+        async with GatewayClient(node.url) as client, client.get(OPEN_BUCKET, "file") as download:
+            assert await download.read() == contents
