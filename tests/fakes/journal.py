@@ -27,6 +27,7 @@ class FakeJournal:
         self.entries = list(disk.entries)
         self.is_dirty = False
         self.is_full = False
+        self.fail_next_flush = False
         self.flush_count = 0
 
     def crash(self, generator: random.Random) -> None:
@@ -91,6 +92,11 @@ class FakeJournal:
             raise StorageFullError("the fake disk is full")
 
     def flush(self) -> None:
+        if self.is_dirty and self.fail_next_flush:
+            self.fail_next_flush = False
+            self.is_dirty = False
+            del self.entries[len(self.disk.entries) :]
+            raise StorageFullError("the fake disk is full")
         if self.is_dirty:
             self.flush_count += 1
             self.disk.entries = list(self.entries)

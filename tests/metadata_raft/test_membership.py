@@ -1,0 +1,256 @@
+"""Membership: one change at a time, learners first, the last configuration in the log (M7)."""
+
+from __future__ import annotations
+
+import pytest
+
+from metadata_raft.configuration import (
+    Configuration,
+    decode_configuration,
+    encode_configuration,
+)
+from metadata_raft.errors import MembershipChangeError
+from metadata_raft.membership import (
+    ChangeConfiguration,
+    LearnerView,
+    RecordStage,
+    Step,
+    next_step,
+    voters_wanted,
+)
+from tests.metadata_raft.raft_world import Node, World, simulation, voters
+
+
+def step(
+    configuration: Configuration, stages: dict[str, str], **learners: tuple[int, float]
+) -> Step | None:
+    return next_step(
+        configuration=configuration,
+        stages=stages,
+        learners={name: LearnerView(*view) for name, view in learners.items()},
+        last_index=100,
+    )
+
+
+@pytest.mark.parametrize(
+    ("members", "wanted"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (6, 5), (7, 5), (9, 5)]
+)
+def test_how_many_vote(members: int, wanted: int) -> None:
+    """The largest odd number up to five, but two of two."""
+    assert voters_wanted(members) == wanted
+
+
+def test_a_join_goes_step_by_step() -> None:
+    """Admitted, then learner, then voter; the recorded stage follows the configuration."""
+    alone = Configuration(("a",))
+    with_learner = alone.with_learner("b")
+    both = with_learner.with_voter("b")
+    assert step(alone, {"a": "voter", "b": "joining"}) == ChangeConfiguration(with_learner)
+    recorded = step(with_learner, {"a": "voter", "b": "joining"}, b=(0, 0.0))
+    assert recorded == RecordStage("b", "learner", "joining")
+    assert step(with_learner, {"a": "voter", "b": "learner"}, b=(99, 0.1)) == (
+        ChangeConfiguration(both)
+    )
+    assert step(both, {"a": "voter", "b": "learner"}) == RecordStage("b", "voter", "learner")
+    assert step(both, {"a": "voter", "b": "voter"}) is None
+
+
+@pytest.mark.parametrize("view", [(0, 0.0), (50, 0.0), (100, 5.0)])
+def test_a_learner_votes_only_when_caught_up_and_answering(view: tuple[int, float]) -> None:
+    """Never heard of, far behind, or silent: it does not count yet (hazard 14)."""
+    configuration = Configuration(("a",), ("b",))
+    assert step(configuration, {"a": "voter", "b": "learner"}, b=view) is None
+
+
+def test_a_fourth_node_follows_and_a_removed_one_stays_away() -> None:
+    """Four voters tolerate no more than three; a removed id is not admitted again."""
+    three = Configuration(("a", "b", "c"), ("d",))
+    stages = {"a": "voter", "b": "voter", "c": "voter", "d": "learner"}
+    assert step(three, stages, d=(100, 0.0)) is None
+    removed = Configuration(("a",)).with_learner("b").without("b")
+    assert removed.removed == ("b",)
+    assert step(removed, {"a": "voter", "b": "joining"}) is None
+
+
+def test_configurations_are_entries() -> None:
+    """The whole configuration survives the log; other entries are none."""
+    configuration = Configuration(("a", "b"), ("c",), ("d",))
+    assert decode_configuration(encode_configuration(configuration)) == configuration
+    assert decode_configuration(b"\x00abc") is None
+    assert decode_configuration(b"\x01") is None
+
+
+def configuration_of(node: Node) -> Configuration:
+    assert node.replica is not None
+    return node.replica.engine.configuration
+
+
+def test_one_change_at_a_time() -> None:
+    """A second change is refused while the first is not committed, and so are a change of two
+    voters at once and one by a node that does not lead (hazard 14)."""
+    with simulation(1) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        world.network.run(0.2)
+        assert leader.replica is not None
+        engine = leader.replica.engine
+        follower = next(node for node in world.nodes.values() if node is not leader)
+        assert follower.replica is not None
+        with pytest.raises(MembershipChangeError, match="does not lead"):
+            follower.replica.engine.change_configuration(engine.configuration.with_learner("d"))
+        with pytest.raises(MembershipChangeError, match="one voter"):
+            engine.change_configuration(Configuration(("a", "b", "c", "d", "e")))
+        with pytest.raises(MembershipChangeError, match="hand over"):
+            engine.change_configuration(engine.configuration.without(leader.node_id))
+        engine.change_configuration(engine.configuration.with_learner("d"))
+        with pytest.raises(MembershipChangeError, match="not committed"):
+            engine.change_configuration(engine.configuration.with_learner("e"))
+
+
+def test_no_change_before_the_own_terms_no_op() -> None:
+    """A new leader changes nothing before an entry of its own term is committed."""
+    with simulation(2) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        world.network.run(0.2)
+        others = [node for node in world.nodes.values() if node is not leader]
+        world.crash(leader)
+        world.network.run_until(
+            lambda: any(node.replica and node.replica.engine.is_leader for node in others)
+        )
+        new = next(node for node in others if node.replica and node.replica.engine.is_leader)
+        assert new.replica is not None
+        assert not new.replica.engine.is_established
+        with pytest.raises(MembershipChangeError, match="not for long enough"):
+            new.replica.engine.change_configuration(configuration_of(new).with_learner("d"))
+
+
+def test_an_uncommitted_configuration_is_in_force_after_a_restart() -> None:
+    """The last configuration in the journal counts, committed or not (hazard 14)."""
+    with simulation(3) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        world.network.run(0.2)
+        world.network.partition(["a"], ["b"], ["c"], noticed=False)
+        assert leader.replica is not None
+        wanted = configuration_of(leader).with_learner("d")
+        leader.replica.engine.change_configuration(wanted)
+        leader.replica.advance()
+        world.crash(leader)
+        world.start(leader)
+        assert configuration_of(leader) == wanted
+
+
+def test_a_truncated_configuration_is_no_longer_in_force() -> None:
+    """When its entry gives way to another leader's, so does the configuration."""
+    with simulation(4) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        world.network.run(0.2)
+        before = configuration_of(leader)
+        others = [node.node_id for node in world.nodes.values() if node is not leader]
+        world.network.partition([leader.node_id], others, noticed=True)
+        assert leader.replica is not None
+        leader.replica.engine.change_configuration(before.with_learner("d"))
+        world.network.run_until(lambda: world.leader() not in (None, leader), limit=5)
+        world.settle()
+        assert configuration_of(leader) == before
+
+
+def admit(world: World, name: str) -> Node:
+    """Let a new, empty node join: as the replicated state would record it."""
+    node = world.add(name)
+    for member in world.nodes.values():
+        for state in [*member.saved, member.state]:
+            if state is not None:
+                state.stages[name] = "joining"
+    return node
+
+
+def test_one_two_three_under_load() -> None:
+    """A cluster grows from one node to three while it is written to: learner, caught up, voter,
+    in this order, and nothing acknowledged is lost."""
+    with simulation(5) as world:
+        voters(world, "a")
+        world.wait_leader()
+        roles: dict[str, list[str]] = {"b": [], "c": []}
+        for name in ("b", "c"):
+            node = admit(world, name)
+
+            def joined(node: Node = node, name: str = name) -> bool:
+                assert node.replica is not None
+                role = node.replica.engine.role
+                if role not in roles[name]:
+                    roles[name].append(role)
+                world.submit(world.wait_leader())
+                return bool(role in ("follower", "leader"))
+
+            while not joined():
+                world.network.run(0.01)
+        world.settle()
+        world.check_final()
+        assert roles == {"b": ["learner", "follower"], "c": ["learner", "follower"]}
+        assert len(world.acknowledged) > 10
+        state = world.wait_leader().state
+        assert state is not None
+        world.network.run_until(lambda: set(state.stages.values()) == {"voter"})
+
+
+def test_a_joiner_far_behind_gets_the_state() -> None:
+    """Where the log no longer begins at the beginning, the state is installed, then the log goes
+    on, and the node votes (rule M6)."""
+    with simulation(6) as world:
+        (a,) = voters(world, "a")
+        world.wait_leader()
+        for _ in range(50):
+            world.submit(a)
+            world.network.run(0.02)
+        world.checkpoint(a)
+        assert a.replica is not None
+        assert a.replica.log.first_index > 10
+        b = admit(world, "b")
+        world.network.run_until(lambda: "b" in configuration_of(a).voters, limit=10)
+        assert world.downloads == 1
+        world.settle()
+        world.check_final()
+        assert b.state is not None
+        assert len(b.state.numbers) == 50
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_joining_node_may_crash_at_any_moment(seed: int) -> None:
+    """It comes back and joins."""
+    with simulation(100 + seed) as world:
+        (a,) = voters(world, "a")
+        world.wait_leader()
+        b = admit(world, "b")
+        for _ in range(world.generator.randint(0, 30)):
+            world.submit(a)
+            world.network.run(0.01)
+        world.crash(b)
+        world.network.run(0.5)
+        world.start(b)
+        world.network.run_until(lambda: len(configuration_of(a).voters) == 2, limit=10)
+        world.settle()
+        world.check_final()
+
+
+def test_a_removed_voter_counts_no_longer() -> None:
+    """After its removal two of two decide, and it can't disturb them."""
+    with simulation(7) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        world.network.run(0.2)
+        gone = next(node for node in world.nodes.values() if node is not leader)
+        assert leader.replica is not None
+        leader.replica.change_configuration(configuration_of(leader).without(gone.node_id))
+        world.network.run(0.5)
+        term = leader.replica.engine.term
+        assert gone.node_id in configuration_of(leader).removed
+        assert gone.node_id not in configuration_of(leader).members
+        world.network.run(5)
+        assert leader.replica.engine.term == term
+        assert world.leader() is leader
+        world.submit(leader)
+        world.network.run(0.5)
+        assert len(world.acknowledged) == 1

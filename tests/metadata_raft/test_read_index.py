@@ -1,0 +1,160 @@
+"""ReadIndex: a read shows what was acknowledged before it, or fails within a second (rule M3)."""
+
+from __future__ import annotations
+
+import pytest
+
+from metadata_raft.messages import Confirm, Confirmed, Message
+from metadata_raft.read_index import LeaderRounds, PendingReads, Reader, request_is_majority
+from ring.members import NodeId
+from tests.metadata_raft.raft_world import simulation, voters
+
+THREE = ("a", "b", "c")
+
+
+def test_a_reader_that_comes_after_the_question_joins_the_next_round() -> None:
+    """An answer to an earlier question proves nothing for a later read."""
+    rounds = LeaderRounds("a")
+    rounds.join(Reader("a", 1))
+    first = rounds.open(term=4, commit_index=10, now=0.0)
+    assert first == Confirm(4, 1)
+    rounds.join(Reader("b", 7))
+    assert rounds.open(term=4, commit_index=12, now=0.0) is None
+    answer = Confirmed(4, 1)
+    assert rounds.confirmed("b", answer, voters=THREE, majority=2) == (10, [Reader("a", 1)])
+    second = rounds.open(term=4, commit_index=12, now=0.0)
+    assert second == Confirm(4, 2)
+    assert rounds.confirmed("c", answer, voters=THREE, majority=2) is None
+    done = rounds.confirmed("c", Confirmed(4, 2), voters=THREE, majority=2)
+    assert done == (12, [Reader("b", 7)])
+
+
+def test_only_voters_of_this_term_confirm_and_each_once() -> None:
+    """A learner, an earlier term or a repeated answer make no majority."""
+    five = ("a", "b", "c", "d", "e")
+    rounds = LeaderRounds("a")
+    rounds.join(Reader("a", 1))
+    rounds.open(term=4, commit_index=10, now=0.0)
+
+    def confirmed(sender: NodeId, term: int) -> bool:
+        answer = Confirmed(term, 1)
+        return rounds.confirmed(sender, answer, voters=five, majority=3) is not None
+
+    assert not confirmed("learner", 4)
+    assert not confirmed("b", 3)
+    assert not confirmed("b", 4)
+    assert not confirmed("b", 4)
+    assert confirmed("c", 4)
+
+
+@pytest.mark.parametrize(("count", "enough"), [(2, True), (3, True), (4, False), (5, False)])
+def test_a_voters_request_is_a_majority_of_up_to_three(count: int, enough: bool) -> None:
+    """Requester and leader are two; a learner's request is nothing."""
+    names = tuple("abcde"[:count])
+    majority = count // 2 + 1
+    assert request_is_majority("b", voters=names, majority=majority) is enough
+    assert not request_is_majority("learner", voters=names, majority=majority)
+
+
+def test_waiting_readers_share_a_request_and_newcomers_wait_for_the_next() -> None:
+    """One request is on its way at a time; who comes meanwhile is not answered by it."""
+    reads = PendingReads()
+    reads.add(1, 9.0)
+    reads.add(2, 9.0)
+    assert reads.ask("a", 1, now=0.0) == 1
+    reads.add(3, 9.0)
+    assert reads.ask("a", 1, now=0.01) is None
+    reads.answered(1, 50)
+    assert reads.release(49) == []
+    assert reads.release(50) == [(1, 50), (2, 50)]
+    assert reads.ask("a", 1, now=0.02) == 2
+    reads.answered(1, 50)
+    assert reads.release(60) == []
+
+
+def test_a_lost_request_is_repeated_under_a_new_number() -> None:
+    """Another leader, or silence: the readers ask again, and a late answer is ignored."""
+    reads = PendingReads()
+    reads.add(1, 9.0)
+    assert reads.ask("a", 1, now=0.0) == 1
+    assert reads.ask("b", 2, now=0.01) == 2
+    assert reads.ask("b", 2, now=0.02) is None
+    assert reads.ask("b", 2, now=0.5) == 3
+    reads.answered(2, 50)
+    assert reads.release(99) == []
+
+
+def test_without_a_majority_a_read_fails_within_a_second() -> None:
+    """A leader cut off from the others, and a follower without a leader, answer no read."""
+    with simulation(1) as world:
+        voters(world, *THREE)
+        world.wait_leader()
+        world.network.partition(["a"], ["b"], ["c"], noticed=False)
+        for node in world.nodes.values():
+            world.read(node)
+        world.network.run(1.05)
+        assert (world.reads_answered, world.reads_failed) == (0, 3)
+
+
+def test_a_deposed_leader_answers_no_read() -> None:
+    """While another leader commits, one that was cut off but still believes in itself must not
+    answer: its commit index is old."""
+    with simulation(2) as world:
+        voters(world, *THREE)
+        old = world.wait_leader()
+        others = [node for node in world.nodes.values() if node is not old]
+        world.network.partition([old.node_id], [node.node_id for node in others], noticed=False)
+        for node in others:
+            assert node.replica is not None
+            node.replica.peer_lost(old.node_id)
+        world.network.run_until(lambda: world.leader() in others, limit=0.9)
+        new = world.leader()
+        assert new is not None
+        world.submit(new)
+        world.network.run_until(lambda: len(world.acknowledged) == 1, limit=0.1)
+        assert old.replica is not None
+        assert old.replica.engine.is_leader
+        world.read(old)
+        world.network.run(1.05)
+        assert (world.reads_answered, world.reads_failed) == (0, 1)
+
+
+def test_a_read_waits_until_the_index_is_applied_here() -> None:
+    """A follower that has heard the index but not the entries does not answer before it has them
+    in its state."""
+    with simulation(3) as world:
+        voters(world, *THREE)
+        leader = world.wait_leader()
+        follower = next(node for node in world.nodes.values() if node is not leader)
+
+        def lose_entries(source: NodeId, target: NodeId, message: Message) -> bool:
+            return target != follower.node_id or type(message).__name__ != "Append"
+
+        world.network.on_deliver = lose_entries
+        world.submit(leader)
+        world.network.run_until(lambda: len(world.acknowledged) == 1, limit=0.2)
+        world.read(follower)
+        world.network.run(0.2)
+        assert world.reads_answered == 0
+        world.network.on_deliver = lambda *_: True
+        world.network.run_until(lambda: world.reads_answered == 1, limit=0.5)
+
+
+def test_reads_work_on_every_node() -> None:
+    """Leader, follower, and a learner that nobody counts."""
+    with simulation(4) as world:
+        voters(world, *THREE)
+        leader = world.wait_leader()
+        world.add("d")
+        for node in world.running():
+            assert node.state is not None
+            node.state.stages["d"] = "joining"
+        replica = leader.replica
+        assert replica is not None
+        replica.engine.change_configuration(replica.engine.configuration.with_learner("d"))
+        world.submit(leader)
+        world.network.run(1)
+        for node in world.nodes.values():
+            world.read(node)
+        world.network.run(0.2)
+        assert (world.reads_answered, world.reads_failed) == (4, 0)
