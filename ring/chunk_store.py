@@ -197,25 +197,35 @@ class DiskChunkStore:
     # --- reading -------------------------------------------------------------------------------
 
     async def get(
-        self, chunk_id: bytes, *, start: int = 0, end: int | None = None
+        self,
+        chunk_id: bytes,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        pool: BufferPool | None = None,
     ) -> StoredContent:
         """See `ChunkStore.get`."""
 
         async def read(row: IndexRow, from_disk: bool) -> memoryview:
             stop = row.plain_length if end is None else min(end, row.plain_length)
-            return await self._read(row, min(start, stop), stop, from_disk=from_disk)
+            return await self._read(row, min(start, stop), stop, from_disk=from_disk, pool=pool)
 
         if start < 0 or (end is not None and end < start):
             raise ValueError(f"no range: {start} to {end}")
         row, data = await self._read_soundly(chunk_id, read)
         return StoredContent(data=data, plain_length=row.plain_length)
 
-    async def get_encoded(self, chunk_id: bytes) -> Encoded:
+    async def get_encoded(self, chunk_id: bytes, *, pool: BufferPool | None = None) -> Encoded:
         """See `ChunkStore.get_encoded`."""
 
         async def read(row: IndexRow, from_disk: bool) -> memoryview:
             return await self._read_large(
-                self._reader.read_payload_into, row, 0, row.payload_length, from_disk=from_disk
+                self._reader.read_payload_into,
+                row,
+                0,
+                row.payload_length,
+                from_disk=from_disk,
+                pool=pool,
             )
 
         row, payload = await self._read_soundly(chunk_id, read)
@@ -249,7 +259,9 @@ class DiskChunkStore:
                 if is_here:
                     raise ChunkDamagedError(chunk_id, str(error)) from error
 
-    async def _read(self, row: IndexRow, start: int, end: int, *, from_disk: bool) -> memoryview:
+    async def _read(
+        self, row: IndexRow, start: int, end: int, *, from_disk: bool, pool: BufferPool | None
+    ) -> memoryview:
         """Return verified plaintext by the cheapest way for this range."""
         if row.codec == Codec.RAW and row.plain_length >= PARTIAL_READ_MINIMUM:
             first, last = start // BLOCK_SIZE, max(start, end - 1) // BLOCK_SIZE
@@ -263,7 +275,9 @@ class DiskChunkStore:
         if row.plain_length < DIRECT_PAYLOAD_MINIMUM:
             data = await self._in_worker(partial(self._reader.read_small, row, from_disk=from_disk))
             return memoryview(data)[start:end].toreadonly()
-        return await self._read_large(self._reader.read_into, row, start, end, from_disk=from_disk)
+        return await self._read_large(
+            self._reader.read_into, row, start, end, from_disk=from_disk, pool=pool
+        )
 
     async def _read_large(
         self,
@@ -273,9 +287,11 @@ class DiskChunkStore:
         end: int,
         *,
         from_disk: bool,
+        pool: BufferPool | None,
     ) -> memoryview:
         """Read into a pooled buffer, which returns to the pool with the last view on it."""
-        lease = await self._pool.lease(align(max(row.plain_length, row.payload_length)))
+        size = align(max(row.plain_length, row.payload_length))
+        lease = await (self._pool if pool is None else pool).lease(size)
         try:
             await self._uninterrupted(
                 self._in_worker(partial(read_into, row, lease.view, from_disk=from_disk))

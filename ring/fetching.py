@@ -83,7 +83,7 @@ class ChunkFetcher:
         else:
 
             async def ask(member: Member) -> memoryview:
-                return await self._read_whole(member, chunk_id, start, end)
+                return await self._read_whole(member, chunk_id, length, start, end)
 
         return await self._from_anybody(chunk_id, ask)
 
@@ -107,9 +107,9 @@ class ChunkFetcher:
         return await self._from_anybody(chunk_id, ask)
 
     async def _read_whole(
-        self, member: Member, chunk_id: bytes, start: int, end: int
+        self, member: Member, chunk_id: bytes, length: int, start: int, end: int
     ) -> memoryview:
-        fetched = await self._client.get(member, chunk_id)
+        fetched = await self._client.get(member, chunk_id, length_limit=length)
         content = fetched.content
         try:
             if content.codec is Codec.RAW and content.plain_length <= INLINE_LIMIT:

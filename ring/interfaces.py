@@ -10,10 +10,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ring.filesystem import Buffer
 from ring.members import Membership
+
+if TYPE_CHECKING:
+    # At run time that module needs this one.
+    from ring.buffers import BufferPool
 
 CHUNK_SIZE_LIMIT = 8 * 1024 * 1024
 """Plain bytes of one chunk at most. A chunk has at least one byte."""
@@ -151,15 +155,22 @@ class ChunkStore(Protocol):
         """
 
     async def get(
-        self, chunk_id: bytes, *, start: int = 0, end: int | None = None
+        self,
+        chunk_id: bytes,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        pool: BufferPool | None = None,
     ) -> StoredContent:
         """Return the plaintext from `start` up to `end` (exclusive, cut at the chunk's length).
 
+        A large one lies in a buffer of `pool`, the store's own where none is given: what is read
+        for a peer must not wait for buffers that this node's clients hold, who may wait for a peer.
         Nothing unverified is returned. Raises ChunkNotFoundError; ChunkDamagedError, after which
         the chunk is quarantined.
         """
 
-    async def get_encoded(self, chunk_id: bytes) -> Encoded:
+    async def get_encoded(self, chunk_id: bytes, *, pool: BufferPool | None = None) -> Encoded:
         """Return a chunk as it is stored, verified, for sending it to a peer. Errors as `get`."""
 
     async def stat(self, chunk_ids: Sequence[bytes]) -> list[ChunkStat | None]:

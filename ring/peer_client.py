@@ -146,13 +146,21 @@ class PeerClient:
         ) as response:
             return PutOutcome.WRITTEN if response.status == 201 else PutOutcome.EXISTED
 
-    async def get(self, member: Member, chunk_id: bytes) -> FetchedContent:
-        """Fetch a whole chunk in its stored form, unverified."""
-        async with self._request(
-            member, "GET", chunk_path(chunk_id), seconds=READ_SECONDS, chunk_id=chunk_id
-        ) as response:
-            codec, plain_length = _form(response, member)
-            lease, view = await self._receive(response, member)
+    async def get(
+        self, member: Member, chunk_id: bytes, *, length_limit: int = CHUNK_SIZE_LIMIT
+    ) -> FetchedContent:
+        """Fetch a whole chunk in its stored form, unverified; at most `length_limit` bytes."""
+        # Taken before asking: a peer that has begun to answer must not have to wait for it.
+        lease = await self._pool.lease(length_limit)
+        try:
+            async with self._request(
+                member, "GET", chunk_path(chunk_id), seconds=READ_SECONDS, chunk_id=chunk_id
+            ) as response:
+                codec, plain_length = _form(response, member)
+                view = await self._receive(response, member, lease.view[:length_limit])
+        except BaseException:
+            lease.release()
+            raise
         return FetchedContent(lease, Encoded(view, codec, plain_length))
 
     async def get_range(self, member: Member, chunk_id: bytes, start: int, end: int) -> memoryview:
@@ -161,11 +169,16 @@ class PeerClient:
         The buffer goes back to the pool with the last view on it.
         """
         path = range_path(chunk_id, start, end)
-        async with self._request(
-            member, "GET", path, seconds=READ_SECONDS, chunk_id=chunk_id
-        ) as response:
-            digest = response.headers.get(DIGEST_HEADER, "")
-            lease, view = await self._receive(response, member)
+        lease = await self._pool.lease(end - start)
+        try:
+            async with self._request(
+                member, "GET", path, seconds=READ_SECONDS, chunk_id=chunk_id
+            ) as response:
+                digest = response.headers.get(DIGEST_HEADER, "")
+                view = await self._receive(response, member, lease.view[: end - start])
+        except BaseException:
+            lease.release()
+            raise
         if len(view) != end - start or blake3(view).hexdigest() != digest:
             lease.release()
             raise PeerUnreachableError(member.node_id, "a range was damaged on its way")
@@ -309,25 +322,22 @@ class PeerClient:
         return session
 
     async def _receive(
-        self, response: aiohttp.ClientResponse, member: Member
-    ) -> tuple[Lease, memoryview]:
+        self, response: aiohttp.ClientResponse, member: Member, room: memoryview
+    ) -> memoryview:
+        """Read the body into `room`; returns the part of it that was filled."""
         length = response.content_length
-        if length is None or not 0 < length <= CHUNK_SIZE_LIMIT:
-            raise PeerUnreachableError(member.node_id, f"a chunk of {length} bytes was announced")
-        lease = await self._pool.lease(length)
-        try:
-            view, filled, content = lease.view[:length], 0, response.content
-            while piece := await content.readany():
-                end = filled + len(piece)
-                view[filled:end] = piece
-                filled = end
-        except BaseException:
-            lease.release()
-            raise
+        if length is None or not 0 < length <= len(room):
+            raise PeerUnreachableError(
+                member.node_id, f"{length} bytes were announced, at most {len(room)} expected"
+            )
+        filled, content = 0, response.content
+        while piece := await content.readany():
+            end = filled + len(piece)
+            room[filled:end] = piece
+            filled = end
         if filled < length:
-            lease.release()
             raise PeerUnreachableError(member.node_id, f"{filled} bytes came of {length}")
-        return lease, view
+        return room[:length]
 
     def now(self) -> float:
         return self._loop.time()

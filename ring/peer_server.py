@@ -322,7 +322,7 @@ class _PeerServer:
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         chunk_id = parse_chunk_id(request.match_info["id"])
-        content = await self._store.get_encoded(chunk_id)
+        content = await self._store.get_encoded(chunk_id, pool=self._pool)
         headers = {
             CODEC_HEADER: str(content.codec.value),
             PLAIN_LENGTH_HEADER: str(content.plain_length),
@@ -335,7 +335,7 @@ class _PeerServer:
         end = parse_number(request.match_info["end"])
         if not start < end <= CHUNK_SIZE_LIMIT:
             raise MalformedError(f"no range of a chunk: {start} to {end}")
-        content = await self._store.get(chunk_id, start=start, end=end)
+        content = await self._store.get(chunk_id, start=start, end=end, pool=self._pool)
         if len(content.data) != end - start:
             raise MalformedError(f"the chunk has {content.plain_length} bytes")
         digest = blake3(content.data).hexdigest()

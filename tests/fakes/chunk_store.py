@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ring.buffers import BufferPool
 from ring.codec import decode, verify
 from ring.errors import (
     ChunkDamagedError,
@@ -116,7 +117,12 @@ class MemoryChunkStore:
             raise interruption
 
     async def get(
-        self, chunk_id: bytes, *, start: int = 0, end: int | None = None
+        self,
+        chunk_id: bytes,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        pool: BufferPool | None = None,
     ) -> StoredContent:
         if start < 0 or (end is not None and end < start):
             raise ValueError(f"no range: {start} to {end}")
@@ -125,7 +131,7 @@ class MemoryChunkStore:
         data = memoryview(plaintext)[start : content.plain_length if end is None else end]
         return StoredContent(data=data.toreadonly(), plain_length=content.plain_length)
 
-    async def get_encoded(self, chunk_id: bytes) -> Encoded:
+    async def get_encoded(self, chunk_id: bytes, *, pool: BufferPool | None = None) -> Encoded:
         return replace(self._sound(chunk_id).content, checksums=None)
 
     async def stat(self, chunk_ids: Sequence[bytes]) -> list[ChunkStat | None]:
