@@ -328,9 +328,9 @@ class IdempotencyKey(msgspec.Struct, frozen=True, array_like=True):
 class Proposal(msgspec.Struct, frozen=True, array_like=True):
     """One command on its way into the log (rule M1).
 
-    A repetition carries the same request id and the same `not_after_ms`, then it takes effect once.
-    Ids that begin with the proposer's coarse time (as UUIDv7 does) keep the table of results
-    compact: neighbours in time share pages. Nothing else depends on their form.
+    A repetition carries the same request id and begins before the first one's `not_after_ms` has
+    passed; then it takes effect once. Ids that begin with the proposer's coarse time keep the table
+    of results compact (`request_ids.py`); nothing else depends on their form.
     """
 
     request_id: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]

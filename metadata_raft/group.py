@@ -31,6 +31,7 @@ from metadata_raft.raft_thread import STATE_NAME, Delivery, RaftThread
 from metadata_raft.readers import ReaderPool, SnapshotContext
 from metadata_raft.records import AppliedState, StateDigest
 from metadata_raft.replica import RaftStatus
+from metadata_raft.request_ids import new_request_id
 from metadata_raft.settings import RaftSettings
 from ring.members import NodeId
 
@@ -41,11 +42,13 @@ OUTSTANDING_LIMIT = 4096
 OUTSTANDING_SIZE_LIMIT = 32 * 1024 * 1024
 """Commands one node has on their way; beyond it callers are refused at once (hazard 16)."""
 
-REPEATABLE_MS = 23 * 3_600_000
-"""How long a request with a caller's own id may be repeated; results are kept for 24 h."""
+REPEATABLE_MS = 10 * 60_000
+"""How long a request with a caller's own id may be repeated, in state time: its result is kept that
+long (rule M1). A client's idempotency key is kept for a day, in a table of its own."""
 
-ONE_TIME_MS = 10 * 60_000
-"""The same for an id made here, which only an `OutcomeUnknownError` tells."""
+ONE_TIME_MS = 2 * 60_000
+"""The same for an id made here, which only an `OutcomeUnknownError` tells. At 5,000 requests per
+second 600,000 results are kept."""
 
 ENVELOPE_SIZE = 128
 """Bytes of a proposal besides command and idempotency key."""
@@ -128,8 +131,8 @@ class MetadataGroup:
         names the request id with which the same command may be repeated.
         """
         thread = self._running()
-        lifetime_ms = REPEATABLE_MS if request_id or idempotency else ONE_TIME_MS
-        draft = Draft(request_id or os.urandom(16), encode(command), lifetime_ms, idempotency)
+        lifetime_ms = REPEATABLE_MS if request_id else ONE_TIME_MS
+        draft = Draft(request_id or new_request_id(), encode(command), lifetime_ms, idempotency)
         size = len(draft.command) + ENVELOPE_SIZE
         if idempotency is not None:
             size += len(idempotency.scope) + len(idempotency.key) + len(idempotency.fingerprint)

@@ -33,15 +33,27 @@ class RequestResults:
         self._state = state
         self._pending: dict[bytes, tuple[bytes, int, bytes]] = {}
 
-    def find(self, request_id: bytes) -> bytes | None:
-        """The encoded result remembered for a request id."""
-        pending = self._pending.get(request_id)
-        if pending is not None:
-            return pending[2]
-        row = self._state.execute(
-            "SELECT result FROM request_results WHERE request_id = ?", (request_id,)
-        ).fetchone()
-        return None if row is None else row[0]
+    def find(self, request_id: bytes, not_after_ms: int) -> bytes | None:
+        """The encoded result remembered for a request id.
+
+        It is kept for as long as the copy that asks may be repeated, if that is longer.
+        """
+        found = self._pending.get(request_id)
+        if found is None:
+            found = self._state.execute(
+                "SELECT request_id, not_after_ms, result FROM request_results WHERE request_id = ?",
+                (request_id,),
+            ).fetchone()
+            if found is None:
+                return None
+            if not_after_ms > found[1]:
+                self._state.execute(
+                    "UPDATE request_results SET not_after_ms = ? WHERE request_id = ?",
+                    (not_after_ms, request_id),
+                )
+        elif not_after_ms > found[1]:
+            self._pending[request_id] = (request_id, not_after_ms, found[2])
+        return found[2]
 
     def remember(self, request_id: bytes, not_after_ms: int, result: bytes) -> None:
         """Keep a result; it reaches the table with `end_entry`."""

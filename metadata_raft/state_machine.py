@@ -203,13 +203,13 @@ class StateMachine:
         """Carry out one proposal unless it was answered before (rule M1)."""
         request_id, not_after_ms = proposal.request_id, proposal.not_after_ms
         time_ms = self._state.cluster.time_ms
-        remembered = self._results.find(request_id)
+        if not_after_ms > time_ms + REQUEST_LIFETIME_LIMIT_MS:
+            return encode(_invalid("The request may wait longer than results are remembered."))
+        remembered = self._results.find(request_id, not_after_ms)
         if remembered is not None:
             return remembered
         if not_after_ms < time_ms:
             return _EXPIRED
-        if not_after_ms > time_ms + REQUEST_LIFETIME_LIMIT_MS:
-            return encode(_invalid("The request may wait longer than results are remembered."))
         answer = self._carry_out(proposal)
         self._results.remember(request_id, not_after_ms, answer)
         return answer

@@ -25,6 +25,7 @@ from metadata_raft.commands import (
     decode_result,
     encode,
 )
+from metadata_raft.request_ids import new_request_id
 from metadata_raft.state_machine import _APPLY
 from tests.metadata_raft.replica import chunk_id, put_inline
 
@@ -98,6 +99,15 @@ def test_a_failure_survives_encoding() -> None:
     failure = Failure(code="restage", detail="x", retryable=True)
     assert failure.code in FAILURE_CODES
     assert decode_result(encode(failure)) == failure
+
+
+def test_request_ids_are_unique_and_neighbours_in_time() -> None:
+    """16 bytes; those made together begin alike, and no two are the same."""
+    ids = [new_request_id() for _ in range(1000)]
+    assert {len(request_id) for request_id in ids} == {16}
+    assert len(set(ids)) == 1000
+    assert [request_id[:6] for request_id in ids] == sorted(request_id[:6] for request_id in ids)
+    assert len({request_id[:4] for request_id in ids}) <= 2
 
 
 def test_chunk_references_are_36_bytes() -> None:

@@ -347,7 +347,7 @@ def read_file(
 
 
 Replicas.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=60,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,

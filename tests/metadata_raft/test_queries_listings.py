@@ -135,6 +135,7 @@ def test_a_listing_equals_its_definition(
 @given(prefix=st.text(min_size=1, max_size=4), tail=st.text(max_size=3), other=st.text(max_size=5))
 def test_after_prefix_separates(prefix: str, tail: str, other: str) -> None:
     """Everything with the prefix is below it; everything else above the prefix is at or above."""
+    assert after_prefix("a\ud7ff") == "a\ue000"
     above = after_prefix(prefix)
     if above is None:
         assert set(prefix) == {"\U0010ffff"}

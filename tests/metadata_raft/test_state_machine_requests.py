@@ -75,6 +75,22 @@ def test_a_request_is_carried_out_before_its_time_or_never(replica: Replica) -> 
     assert replica.rows("SELECT * FROM files") == []
 
 
+def test_a_longer_repetition_keeps_the_result_longer(replica: Replica) -> None:
+    """Each copy finds the result for as long as that copy may come, in one entry and later."""
+    first = replica.propose(put_inline("default", "a"))
+    second = msgspec.structs.replace(first, not_after_ms=first.not_after_ms + 1000)
+    third = msgspec.structs.replace(first, not_after_ms=first.not_after_ms + 2000)
+    answer, again = replica.apply([first, second])
+    assert again == answer
+    replica.time_ms = first.not_after_ms
+    assert replica.apply([third, second, first]) == [answer] * 3
+    replica.do(DeleteFile(bucket="default", path="a", actor=ADMIN))
+    replica.time_ms = third.not_after_ms
+    replica.apply([])
+    assert replica.apply([third]) == [answer]
+    assert replica.rows("SELECT * FROM files") == []
+
+
 def test_results_are_forgotten_when_their_time_is_over(replica: Replica) -> None:
     """The table doesn't grow for ever; forgetting takes bounded steps, entry by entry."""
     replica.apply([replica.propose(put_inline("default", f"{n}")) for n in range(200)])
