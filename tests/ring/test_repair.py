@@ -1,0 +1,220 @@
+"""Repair brings copies to where the ring wants them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import pytest
+from blake3 import blake3
+
+from ring.replicator import ChunkWritten
+from tests.fakes.ring_nodes import RingCluster, eventually, ring_cluster
+
+
+def _random(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+async def _write_referenced(cluster: RingCluster, count: int, *, size: int = 500) -> list[bytes]:
+    """Write chunks through the first node, on all their owners, and refer to them."""
+    chunk_ids: list[bytes] = []
+    for seed in range(count):
+        written = await cluster.nodes[0].write(_random(size, seed))
+        await eventually(lambda w=written: _complete(cluster, w))  # type: ignore[misc]
+        chunk_ids.append(written.chunk_id)
+    cluster.live.chunks.update(chunk_ids)
+    return chunk_ids
+
+
+def _complete(cluster: RingCluster, written: ChunkWritten) -> bool:
+    return len(cluster.holders(written.chunk_id)) == cluster.nodes[0].view.present.copies()
+
+
+async def _work(cluster: RingCluster, numbers: Iterable[int], *, units: int = 12) -> None:
+    for number in numbers:
+        for _ in range(units):
+            await cluster.nodes[number].repairer.work()
+
+
+def _owners(cluster: RingCluster, chunk_id: bytes) -> set[int]:
+    owners = cluster.ring().owners(chunk_id)
+    return {number for number, node in enumerate(cluster.nodes) if node.node_id in owners}
+
+
+async def test_copies_follow_when_nodes_join() -> None:
+    """From one node to two to three: each node ends with a copy of every chunk, and says so."""
+    async with ring_cluster(3, in_ring=1) as cluster:
+        chunk_ids = await _write_referenced(cluster, 30)
+        for count in (2, 3):
+            cluster.change_ring(range(count))
+            newcomer = cluster.nodes[count - 1].repairer
+            assert not newcomer.status().settled
+            await _work(cluster, range(count))
+            assert all(cluster.holders(each) == list(range(count)) for each in chunk_ids)
+            assert all(cluster.nodes[number].repairer.status().settled for number in range(count))
+            assert newcomer.status().copies_made == 30
+        assert cluster.nodes[0].repairer.status().copies_made == 0
+
+
+async def test_each_owner_gets_what_it_lacks_and_no_more() -> None:
+    """After nodes were replaced every chunk is on its new owners, fetched from the former ones."""
+    async with ring_cluster(6, in_ring=4) as cluster:
+        chunk_ids = await _write_referenced(cluster, 40)
+        cluster.change_ring([2, 3, 4, 5])
+        await _work(cluster, range(6))
+        for chunk_id in chunk_ids:
+            assert _owners(cluster, chunk_id) <= set(cluster.holders(chunk_id))
+        for number in (4, 5):
+            owned = [each for each in chunk_ids if number in _owners(cluster, each)]
+            assert len(cluster.nodes[number].store.ids(b"", 1000)) == len(owned)
+
+
+async def test_a_node_that_was_down_catches_up_after_its_start() -> None:
+    """What was written meanwhile is fetched by the first sweep of the new process."""
+    async with ring_cluster(3) as cluster:
+        await cluster.nodes[2].go_down()
+        contents = [_random(700, seed) for seed in range(10)]
+        written = [await cluster.nodes[0].write(content) for content in contents]
+        cluster.live.chunks.update(chunk.chunk_id for chunk in written)
+        await eventually(lambda: len(cluster.nodes[0].lacking) == 10)
+        await cluster.nodes[2].come_back()
+        await _work(cluster, [2])
+        assert all(cluster.holders(chunk.chunk_id) == [0, 1, 2] for chunk in written)
+
+
+async def test_the_writer_pushes_what_a_node_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that failed is queued where it was written, kept while the node is down, and made once
+    it is back; nobody needs to refer to the chunk yet."""
+    monkeypatch.setattr("ring.repair.AGAIN_SECONDS", 0.0)
+    async with ring_cluster(3) as cluster:
+        await cluster.nodes[2].go_down()
+        written = await cluster.nodes[0].write(_random(900, 1), generation=1)
+        await eventually(lambda: len(cluster.nodes[0].lacking) == 1)
+        await _work(cluster, [0], units=2)
+        assert cluster.nodes[0].repairer.status().remaining == 1
+        assert not cluster.nodes[0].repairer.status().settled
+        await cluster.nodes[2].come_back()
+        await _work(cluster, [0], units=3)
+        assert cluster.holders(written.chunk_id) == [0, 1, 2]
+        assert cluster.nodes[0].repairer.status().settled
+
+
+async def test_repair_carries_the_touch_and_never_renews_it() -> None:
+    """Rule D10: a copy made by repair is as old as the one it was made from."""
+    async with ring_cluster(4) as cluster:
+        content = cluster.content_owned_by(0, 1, 2)
+        written = await cluster.nodes[0].write(content, generation=3)
+        chunk_id = written.chunk_id
+        await eventually(lambda: cluster.holders(chunk_id) == [0, 1, 2])
+        cluster.live.chunks.add(chunk_id)
+        for node in cluster.nodes:
+            node.view.number = 50
+        for lacking, maker in ((1, 0), (2, 2)):
+            assert await cluster.nodes[lacking].store.delete(chunk_id, unless=lambda row: False)
+            cluster.nodes[maker].repairer.note_lacking(chunk_id, cluster.nodes[lacking].node_id)
+            await _work(cluster, [maker], units=1)
+            (stat,) = await cluster.nodes[lacking].store.stat([chunk_id])
+            assert stat is not None
+            assert stat.touch == 3
+
+
+async def test_unreferenced_chunks_are_not_repaired() -> None:
+    """Nothing that may be collected is brought back: not from the queue, not by the sweep."""
+    async with ring_cluster(3) as cluster:
+        written = await cluster.nodes[0].write(_random(900, 1))
+        await eventually(lambda: cluster.holders(written.chunk_id) == [0, 1, 2])
+        assert await cluster.nodes[1].store.delete(written.chunk_id, unless=lambda row: False)
+        cluster.nodes[0].repairer.note_lacking(written.chunk_id, cluster.nodes[1].node_id)
+        for node in cluster.nodes:
+            node.view.number += 2
+        await _work(cluster, range(3), units=3)
+        assert cluster.holders(written.chunk_id) == [0, 2]
+        assert cluster.nodes[0].repairer.status().remaining == 0
+
+
+async def test_a_bad_copy_is_replaced() -> None:
+    """A reader that finds a bad copy has it healed, on its own node and on others."""
+    async with ring_cluster(3) as cluster:
+        (chunk_id,) = await _write_referenced(cluster, 1, size=3000)
+        cluster.nodes[0].store.damage(chunk_id)
+        await cluster.nodes[0].replicator.read(chunk_id, length=3000)
+        assert cluster.holders(chunk_id) == [1, 2]
+        await _work(cluster, [0], units=1)
+        assert cluster.holders(chunk_id) == [0, 1, 2]
+        data = await cluster.nodes[0].store.get(chunk_id)
+        assert blake3(data.data).digest() == chunk_id
+        cluster.nodes[1].store.damage(chunk_id)
+        cluster.nodes[0].store._chunks.pop(chunk_id)
+        cluster.nodes[0].client.health(cluster.nodes[2].node_id).answered(1000.0)
+        await cluster.nodes[0].replicator.read(chunk_id, length=3000)
+        await _work(cluster, [0], units=2)
+        assert cluster.holders(chunk_id) == [0, 1, 2]
+
+
+async def test_a_chunk_that_nobody_has_is_counted_and_does_not_stop_the_rest() -> None:
+    """One lost chunk is reported as unrecoverable; all others are repaired."""
+    async with ring_cluster(3, in_ring=2) as cluster:
+        chunk_ids = await _write_referenced(cluster, 5)
+        cluster.live.chunks.add(blake3(b"nowhere").digest())
+        cluster.change_ring(range(3))
+        await _work(cluster, [2], units=4)
+        assert all(cluster.holders(each) == [0, 1, 2] for each in chunk_ids)
+        status = cluster.nodes[2].repairer.status()
+        assert (status.unrecoverable, status.settled, status.remaining) == (1, False, 1)
+
+
+async def test_a_sweep_that_failed_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the sources are down nothing is settled; once they are back the sweep succeeds."""
+    monkeypatch.setattr("ring.repair.AGAIN_SECONDS", 0.0)
+    async with ring_cluster(3, in_ring=2) as cluster:
+        (chunk_id,) = await _write_referenced(cluster, 1)
+        cluster.change_ring(range(3))
+        await cluster.nodes[0].go_down()
+        await cluster.nodes[1].go_down()
+        await _work(cluster, [2], units=4)
+        status = cluster.nodes[2].repairer.status()
+        assert (status.settled, status.remaining) == (False, 1)
+        await cluster.nodes[1].come_back()
+        await _work(cluster, [2], units=6)
+        assert cluster.holders(chunk_id) == [0, 1, 2]
+        assert cluster.nodes[2].repairer.status().settled
+
+
+async def test_late_references_are_found_by_the_next_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A chunk staged at the old epoch and referenced behind the sweep is fetched all the same."""
+    monkeypatch.setattr("ring.repair.SWEEP_SECONDS_MIN", 0.0)
+    async with ring_cluster(3, in_ring=2) as cluster:
+        late = await cluster.nodes[0].write(_random(500, 77))
+        await eventually(lambda: cluster.holders(late.chunk_id) == [0, 1])
+        cluster.change_ring(range(3))
+        cluster.nodes[2].repairer._sweep_pause = 0.0
+        await _work(cluster, [2], units=3)
+        assert cluster.nodes[2].repairer.status().settled
+        cluster.live.chunks.add(late.chunk_id)
+        await _work(cluster, [2], units=6)
+        assert cluster.holders(late.chunk_id) == [0, 1, 2]
+
+
+async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit the queue is left to the sweep, not to memory."""
+    monkeypatch.setattr("ring.repair.QUEUE_LIMIT", 10)
+    async with ring_cluster(3) as cluster:
+        repairer = cluster.nodes[0].repairer
+        for number in range(50):
+            repairer.note_lacking(blake3(bytes([number])).digest(), cluster.nodes[1].node_id)
+        assert repairer.status().remaining == 10
+
+
+async def test_pages_of_a_sweep_are_all_visited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More chunks than one page and one unit of copies hold are all brought over."""
+    monkeypatch.setattr("ring.repair.PAGE_SIZE", 7)
+    monkeypatch.setattr("ring.repair.COPIES_PER_UNIT", 3)
+    async with ring_cluster(2, in_ring=1) as cluster:
+        chunk_ids = await _write_referenced(cluster, 25)
+        cluster.change_ring(range(2))
+        await _work(cluster, [1], units=40)
+        assert all(cluster.holders(each) == [0, 1] for each in chunk_ids)
+        assert cluster.nodes[1].repairer.status().settled
