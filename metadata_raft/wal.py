@@ -1,8 +1,8 @@
 """Keeping the write-ahead log of the state short without holding up the raft thread.
 
 SQLite's own checkpoint would run, and sync, inside whichever commit happens to cross a threshold.
-Here a thread of its own copies pages back (a passive checkpoint, which blocks nobody); when it has
-ended, the raft thread only copies the little that was committed meanwhile and starts the log over.
+Here a thread of its own copies pages back (passive checkpoints, which block nobody) until little is
+left; then the raft thread copies the rest and starts the log over.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ import threading
 
 WAL_SIZE_START = 16 * 1024 * 1024
 """Bytes of log at which copying back begins: about three seconds of full load."""
+
+PASSES_MAX = 4
+REST_FRAMES = 256
+"""Copying back is repeated until a pass found fewer frames than this: what comes in during such a
+pass takes the raft thread about a millisecond."""
 
 RESTART_WAIT_MS = 50
 """How long a restart of the log waits for older readers; on failure the next commit tries again."""
@@ -59,7 +64,12 @@ class WalKeeper:
         try:
             connection = sqlite3.connect(self._path, isolation_level=None)
             try:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                copied_before = 0
+                for _ in range(PASSES_MAX):
+                    _, _, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                    if copied - copied_before < REST_FRAMES:
+                        break
+                    copied_before = copied
             finally:
                 connection.close()
         except sqlite3.Error as error:

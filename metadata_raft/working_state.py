@@ -117,7 +117,6 @@ class WorkingState:
     def remove_bucket(self, bucket: BucketRow) -> None:
         self.execute("DELETE FROM buckets WHERE bucket_id = ?", (bucket.bucket_id,))
         del self._buckets[bucket.name]
-        self._changed_buckets.pop(bucket.bucket_id, None)
 
     def enqueue(self, kind: str, target_id: int) -> None:
         """Leave a removed bucket or version to `ReclaimStep`."""
