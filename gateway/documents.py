@@ -37,7 +37,7 @@ class Problem(_Document, frozen=True):
 
 # --- buckets ---------------------------------------------------------------------------------
 
-Quota = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Quota = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class BucketCreation(_Request, frozen=True):

@@ -16,7 +16,12 @@ from aiohttp import web
 
 from gateway.documents import Problem
 from metadata_raft.commands import Failure
-from metadata_raft.errors import MetadataError, NotSubmittedError, OutcomeUnknownError
+from metadata_raft.errors import (
+    CommandTooLargeError,
+    MetadataError,
+    NotSubmittedError,
+    OutcomeUnknownError,
+)
 from metadata_raft.errors import OverloadedError as MetadataOverloadedError
 from ring.errors import OverloadedError, RingError, StoreFullError
 
@@ -73,6 +78,7 @@ CODES: Mapping[str, Code] = {
     "not_ready": Code(503, retryable=True),
     "restage": Code(503, retryable=True),
     "request_expired": Code(503, retryable=True),
+    "idempotency_keys_full": Code(503, retryable=True),
     "chunks_unavailable": Code(503, retryable=True),
     "outcome_unknown": Code(504, retryable=True),
     "storage_full": Code(507),
@@ -105,6 +111,8 @@ def translated(error: Exception) -> ApiError | None:
             return error
         case MetadataOverloadedError() | OverloadedError():
             return ApiError("overloaded", str(error))
+        case CommandTooLargeError():
+            return ApiError("invalid_command", str(error))
         case NotSubmittedError():
             return ApiError("no_quorum", str(error))
         case OutcomeUnknownError():

@@ -30,6 +30,9 @@ from gateway.documents import (
 )
 from gateway.errors import ApiError
 from gateway.interfaces import GatewaySettings
+from gateway.openapi import refusal_statuses
+from gateway.operations import OPERATIONS
+from gateway.paths import parse_target
 from metadata_raft.commands import CreateBucket, CreateKey, Done
 from ring.buffers import BufferPool
 from tests.fakes.chunks import MemoryChunks
@@ -170,7 +173,9 @@ class Serving:
         async with self.session.request(
             method, URL(self.url + path, encoded=True), headers=sent, data=data, **options
         ) as response:
-            return Answer(response.status, response.headers, await response.read())
+            answer = Answer(response.status, response.headers, await response.read())
+        assert_documented(method, path, answer)
+        return answer
 
     async def file(self, method: str, path: str, **options: Any) -> Answer:
         return await self.request(method, f"/api/v1/files/{path}", **options)
@@ -255,6 +260,26 @@ async def serving(
         await runner.cleanup()
         workers.shutdown()
         await metadata.stop()
+
+
+def assert_documented(method: str, path: str, answer: Answer) -> None:
+    """Whatever a test provokes, its status and code are in the published document."""
+    code = answer.headers.get("X-Error-Code")
+    if code in {"no_such_route", "method_not_allowed"}:
+        return
+    try:
+        route = parse_target(path).route
+    except ApiError:
+        return
+    documented = "GET" if method == "HEAD" else method
+    (operation,) = [
+        each for each in OPERATIONS if (each.method, each.template) == (documented, route)
+    ]
+    if code is None:
+        assert answer.status in operation.answers, (method, route, answer.status)
+    else:
+        codes = refusal_statuses(operation).get(answer.status, [])
+        assert code in codes, (method, route, answer.status, code)
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
