@@ -152,8 +152,10 @@ def prepare_install(disk: FakeFileSystem) -> Storage:
     journal.add(b"two", 2, 1)
     journal.add(b"three", 3, 1)
     journal.flush()
+    disk.make_directory("/state")
+    disk.sync_directory("/")
     for name, content in (("state.db", b"old"), ("state.db-wal", b"old"), ("incoming", b"new")):
-        write_file_atomically(disk, f"{DIRECTORY}/{name}", content)
+        write_file_atomically(disk, f"/state/{name}", content)
     return storage
 
 
@@ -164,8 +166,8 @@ def test_install_at_every_crash() -> None:
     def install(storage: Storage) -> None:
         begin_install(
             storage,
-            source=f"{DIRECTORY}/incoming",
-            target=f"{DIRECTORY}/state.db",
+            source="/state/incoming",
+            target="/state/state.db",
             base=Base(50, 2),
             configuration=storage.manifest.current.configuration,
         )
@@ -186,16 +188,16 @@ def test_install_at_every_crash() -> None:
         copy.on_step = None
         for each in again:
             journal = open_journal(each).journal
-            state = read_file(each, f"{DIRECTORY}/state.db")
+            state = read_file(each, "/state/state.db")
             assert state in {b"old", b"new"}
             assert (journal.first_index, journal.last_index) == (
                 (1, 3) if state == b"old" else (50, 50)
             )
-            assert each.exists(f"{DIRECTORY}/state.db-wal") == (state == b"old")
+            assert each.exists("/state/state.db-wal") == (state == b"old")
             seen.add(state)
     assert seen == {b"old", b"new"}
     assert all(
-        read_file(disk.crashed_copy(seed), f"{DIRECTORY}/state.db") == b"new" for seed in range(20)
+        read_file(disk.crashed_copy(seed), "/state/state.db") == b"new" for seed in range(20)
     )
 
 
