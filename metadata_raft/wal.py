@@ -20,8 +20,9 @@ REST_FRAMES = 256
 """Copying back is repeated until a pass found fewer frames than this: what comes in during such a
 pass takes the raft thread about a millisecond."""
 
-RESTART_WAIT_MS = 50
-"""How long a restart of the log waits for older readers; on failure the next commit tries again."""
+RESTART_WAIT_MS = 20
+"""How long a restart of the log waits for older readers. If they take longer (a state download
+does), the log grows by another `WAL_SIZE_START` before the next attempt."""
 
 _logger = logging.getLogger(__name__)
 
@@ -34,13 +35,14 @@ class WalKeeper:
         self._wal_path = path + "-wal"
         self._connection = connection
         self._copier: threading.Thread | None = None
+        self._start_at = WAL_SIZE_START
         connection.execute(f"PRAGMA busy_timeout = {RESTART_WAIT_MS}")
 
     def after_commit(self) -> None:
         """Start, or finish, copying back if the log has grown long; called after each commit."""
         copier = self._copier
         if copier is None:
-            if self._size() >= WAL_SIZE_START:
+            if self._size() >= self._start_at:
                 self._copier = threading.Thread(target=self._copy_back, name="state-checkpoint")
                 self._copier.start()
         elif not copier.is_alive():
@@ -73,9 +75,10 @@ class WalKeeper:
             finally:
                 connection.close()
         except sqlite3.Error as error:
-            # Nothing is lost: the log stays, and the next commit over the threshold tries again.
+            # Nothing is lost: the log stays, and the next commit tries again.
             _logger.warning("copying back the log of %s failed: %s", self._path, error)
 
     def _restart(self) -> None:
-        """Copy the rest and truncate the log; a reader older than the wait leaves it for later."""
+        """Copy the rest and truncate the log, unless older readers still need it."""
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._start_at = self._size() + WAL_SIZE_START

@@ -95,6 +95,7 @@ def test_a_checkpoint_commits_what_is_grouped(replica: Replica) -> None:
 def test_the_log_of_sqlite_stays_short(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copying back happens beside the commits, and then the log starts over."""
     monkeypatch.setattr("metadata_raft.wal.WAL_SIZE_START", 256 * 1024)
+    replica.reopen()
     keeper = replica.machine._wal
     sizes: list[int] = []
     for number in range(300):
@@ -106,6 +107,39 @@ def test_the_log_of_sqlite_stays_short(replica: Replica, monkeypatch: pytest.Mon
     assert max(sizes) < 512 * 1024
     assert sizes.count(0) > 3
     assert replica.rows("SELECT count(*) FROM files") == [(300,)]
+
+
+def test_a_long_reader_does_not_hold_up_commits(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a read transaction keeps the log in use, restarts are tried as it grows, not always."""
+    monkeypatch.setattr("metadata_raft.wal.WAL_SIZE_START", 256 * 1024)
+    replica.reopen()
+    keeper = replica.machine._wal
+    restarts: list[int] = []
+    restart = keeper._restart
+
+    def counted() -> None:
+        restart()
+        restarts.append(os.path.getsize(replica.path + "-wal"))
+
+    monkeypatch.setattr(keeper, "_restart", counted)
+    reader = sqlite3.connect(replica.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT 1 FROM cluster").fetchone()
+    for number in range(200):
+        replica.do(put_inline("default", f"{number:04}", bytes(4000)))
+        if keeper._copier is not None:
+            keeper._copier.join()
+    held = len(restarts)
+    assert 0 < held <= restarts[-1] // (256 * 1024) + 1
+    assert min(restarts) > 0
+    reader.close()
+    for number in range(100):
+        replica.do(put_inline("default", f"{number:04}", bytes(4000)))
+        if keeper._copier is not None:
+            keeper._copier.join()
+    assert 0 in restarts[held:]
 
 
 def test_a_foreign_or_damaged_file_is_refused(tmp_path: Path) -> None:
