@@ -18,7 +18,6 @@ from metadata_raft.storage_errors import StorageDamagedError
 from ring.filesystem import RealFileSystem, read_file, write_file_atomically
 from tests.fakes.filesystem import FakeFileSystem, Operation, SimulatedCrash
 from tests.metadata_raft.journal_world import (
-    DIRECTORY,
     IDENTITY,
     Expectation,
     JournalWorld,
