@@ -222,11 +222,11 @@ class StoreWriter:
         failure.__cause__ = error
         with self._wake:
             self.failure = failure
-        with contextlib.suppress(RingError):
-            self._changes.seal()
-        self._resolve([(operation, failure) for operation in unresolved])
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._on_failure, failure)
+        self._resolve([(operation, failure) for operation in unresolved])
+        with contextlib.suppress(RingError):
+            self._changes.seal()
 
     def _resolve(self, outcomes: _Outcomes) -> None:
         if not outcomes:
