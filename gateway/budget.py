@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import NamedTuple
 
@@ -52,7 +53,9 @@ class ByteBudget:
             if waiter.future.done() and not waiter.future.cancelled():
                 self.give_back(size)
             else:
-                self._waiters.remove(waiter)
+                # `_serve` may have met it, cancelled already, and dropped it.
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(waiter)
                 self._serve()
             if isinstance(error, TimeoutError):
                 raise ApiError(

@@ -48,6 +48,7 @@ COMMON_REFUSALS = (
     "header_too_large",
     "internal_error",
     "overloaded",
+    "not_ready",
 )
 _KEYED = ("unauthenticated", "forbidden", "no_quorum")
 _WRITE = (
@@ -382,7 +383,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "join",
         "For nodes: a request to join, sealed with a token.",
         {200: BINARY},
-        (*_WRITE, "token_invalid", "body_too_large", "not_ready", "stale_expectation"),
+        (*_WRITE, "token_invalid", "body_too_large", "stale_expectation"),
         body=BINARY,
         is_open=True,
     ),
@@ -401,7 +402,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "healthReady",
         "Whether requests should be sent to this node.",
         {200: d.HealthDocument},
-        ("not_ready",),
+        (),
         is_open=True,
     ),
     Operation(
