@@ -111,6 +111,7 @@ class DataPlane:
                 pool=self._peer_pool,
                 workers=workers,
                 signed=encryption is None,
+                settled=lambda: self._repairer.status().settled,
             )
         )
 
@@ -168,8 +169,14 @@ class DataPlane:
         return ready if ready is not None else build_ring(self._view.membership())
 
     def settled(self) -> bool:
-        """Whether this node holds all that the current epoch wants it to hold."""
-        return self._repairer.status().settled
+        """Whether every node of the ring holds all that the current epoch wants it to hold.
+
+        What the others hold is as they said at the last probe, some seconds ago at most.
+        """
+        membership = self._view.membership()
+        return self._repairer.status().settled and self._probe.settled(
+            [member.node_id for member in membership.members], membership.epoch
+        )
 
     def reachable(self, node_id: NodeId) -> bool | None:
         return self._probe.reachable(node_id)

@@ -1,4 +1,4 @@
-"""Asks every other node now and then whether it answers: for `status`, and for nothing else.
+"""Asks every other node now and then how it is: for `status`, and for nothing else.
 
 No decision about data hangs on it; whom to ask first is learnt from real requests
 (`ring/peer_health.py`).
@@ -38,6 +38,15 @@ class PeerProbe:
         if node_id not in self._answers:
             return None
         return self._answers[node_id] is not None
+
+    def settled(self, node_ids: Sequence[NodeId], epoch: int) -> bool:
+        """Whether each of these nodes, this one left out, said so last, at this epoch."""
+        return all(
+            answer is not None and answer.settled and answer.epoch == epoch
+            for answer in (
+                self._answers.get(node_id) for node_id in node_ids if node_id != self._own_id
+            )
+        )
 
     async def work(self) -> float:
         members = [member for member in self._members() if member.node_id != self._own_id]

@@ -104,14 +104,22 @@ def make_peer_application(
     pool: BufferPool,
     workers: Executor,
     signed: bool,
+    settled: Callable[[], bool] = lambda: False,
 ) -> web.Application:
     """Build the application for the peer port; serve it with `peer_runner`.
 
     `pool` must be used for nothing else. `signed` asks for signatures: set it wherever the listener
-    is not one with `ring.tls.server_context`.
+    is not one with `ring.tls.server_context`. `settled` tells how repair on this node stands.
     """
     server = _PeerServer(
-        store, view, identity, rings=rings, pool=pool, workers=workers, signed=signed
+        store,
+        view,
+        identity,
+        rings=rings,
+        pool=pool,
+        workers=workers,
+        signed=signed,
+        settled=settled,
     )
     application = web.Application(client_max_size=BODY_LIMIT)
     application.router.add_routes(server.routes())
@@ -140,7 +148,9 @@ class _PeerServer:
         pool: BufferPool,
         workers: Executor,
         signed: bool,
+        settled: Callable[[], bool],
     ) -> None:
+        self._settled = settled
         self._store = store
         self._view = view
         self._rings = rings
@@ -370,6 +380,7 @@ class _PeerServer:
                 stored_bytes=statistics.stored_bytes,
                 writable=statistics.writable,
                 requests_active=self._active,
+                settled=self._settled(),
             )
         )
 

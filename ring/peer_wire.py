@@ -110,6 +110,8 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     stored_bytes: int
     writable: bool
     requests_active: int
+    settled: bool = False
+    """Whether it found here all that the epoch wants here; see `ring/repair.py: RepairStatus`."""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import msgspec
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_UUID = re.compile(r"\b([0-9a-f]{8})(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -120,5 +122,5 @@ class Transfers:
 
 
 def _escaped(text: str) -> str:
-    # Square brackets are rich's markup.
-    return text.replace("[", "\\[")
+    """Fit for a table on a screen: ids by their first group, no markup in square brackets."""
+    return _UUID.sub(r"\1", text).replace("[", "\\[")

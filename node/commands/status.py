@@ -10,7 +10,7 @@ from node.commands.nodes import member_rows
 
 _SETTLED = {
     True: "yes: every copy is where it belongs",
-    False: "not yet: copies are still on their way",
+    False: "no: copies are on their way, or a node is down",
     None: "not known on this node",
 }
 
@@ -46,7 +46,7 @@ def describe(cluster: ClusterDocument) -> list[str]:
         f"settled    {_SETTLED[cluster.settled]}",
         f"leader     {leader}, term {raft.term}",
         f"log        {raft.applied_index} applied" + (f", {behind} behind" if behind > 0 else ""),
-        f"ring       epoch {cluster.epoch}, {cluster.replicas} replicas wanted, {in_ring} nodes",
+        f"ring       epoch {cluster.epoch}, {in_ring} nodes, {cluster.replicas} copies wanted",
     ]
     lines += [
         f"{'load' if number == 0 else '':<10} {_figure(name, value)}"

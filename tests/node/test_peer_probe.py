@@ -12,6 +12,7 @@ from tests.fakes.metadata import make_member
 class FakeClient:
     def __init__(self) -> None:
         self.down: set[str] = set()
+        self.unsettled: set[str] = set()
 
     async def status(self, member: Member) -> PeerStatus:
         if member.node_id in self.down:
@@ -24,6 +25,7 @@ class FakeClient:
             stored_bytes=0,
             writable=True,
             requests_active=0,
+            settled=member.node_id not in self.unsettled,
         )
 
 
@@ -40,3 +42,21 @@ async def test_a_node_is_down_as_long_as_it_does_not_answer() -> None:
     client.down = {second}
     await probe.work()
     assert (probe.reachable(second), probe.reachable(third)) == (False, True)
+
+
+async def test_the_others_are_settled_when_all_of_them_say_so_at_this_epoch() -> None:
+    """A node that is down, still copying, or at another epoch, keeps a cluster unsettled."""
+    client, members = FakeClient(), [make_member(1), make_member(2), make_member(3)]
+    own, second, third = (member.node_id for member in members)
+    probe = PeerProbe(client, own, lambda: members)
+    assert not probe.settled([own, second, third], 1)
+    await probe.work()
+    assert probe.settled([own, second, third], 1)
+    assert not probe.settled([own, second, third], 2)
+    client.unsettled = {third}
+    await probe.work()
+    assert not probe.settled([own, second, third], 1)
+    assert probe.settled([own, second], 1)
+    client.unsettled, client.down = set(), {second}
+    await probe.work()
+    assert not probe.settled([own, second, third], 1)
