@@ -36,6 +36,7 @@ from node.data_plane import DataPlane
 from node.errors import DataDirectoryError, NodeError
 from node.join import Admission
 from node.logs import event
+from node.metrics import NodeMetrics
 from node.own_membership import OwnMembership, removed
 from node.ports import sentence
 from node.settings import Settings
@@ -98,6 +99,7 @@ class Node:
             self._metadata, self._settings, self._identity, SOFTWARE_VERSION, self._say
         )
         self._registry = CollectorRegistry()
+        self._registry.register(NodeMetrics(self._metadata.status, self.load, self.settled))
         self._data = DataPlane(
             settings=self._settings,
             identity=self._cluster_identity,

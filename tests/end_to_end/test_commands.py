@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from blake3 import blake3
@@ -145,3 +146,19 @@ async def test_buckets_are_made_and_removed(cluster: Cluster) -> None:
     cascade = await cluster.command("bucket", "remove", "--cascade", "private-one")
     assert cascade.returncode == 0, cascade.stderr
     assert "private-one" not in (await cluster.command("ls")).stdout
+
+
+async def test_metrics_show_the_node_as_well_as_its_requests(cluster: Cluster) -> None:
+    """One scrape has Raft, chunks and repair besides the gateway's counters."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{cluster.nodes[0].url}/metrics") as response,
+    ):
+        lines = (await response.text()).splitlines()
+    figures = dict(
+        line.split() for line in lines if line.startswith("holdfast_") and "{" not in line
+    )
+    assert figures["holdfast_raft_leader"] == "1.0"
+    assert figures["holdfast_unrecoverable_chunks"] == "0.0"
+    assert float(figures["holdfast_raft_applied_index"]) > 0
+    assert any(line.startswith("holdfast_requests_total{") for line in lines)
