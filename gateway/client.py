@@ -2,16 +2,7 @@
 
 Contents stream both ways and are verified end to end: an upload's BLAKE3 is computed while it is
 sent and compared with the one the gateway answers; a download's is compared with the one the
-gateway announced when the last byte has come. Every failure is one of the errors below.
-
-    ClientError
-    ├── UnreachableError          no connection, or it broke; a repetition may help
-    ├── IntegrityError            the bytes are not the bytes; nothing of it must be used
-    └── RefusedError              the gateway answered with a problem: status, code, detail
-        ├── NotFoundError         404, 410
-        ├── AccessError           401, 403
-        ├── PreconditionError     412
-        └── TryAgainError         the gateway says that a repetition may help (429, 503, 504, …)
+gateway announced when the last byte has come. Every failure is one of `client_errors.py`.
 """
 
 from __future__ import annotations
@@ -30,6 +21,18 @@ import msgspec
 from blake3 import blake3
 from yarl import URL
 
+from gateway.client_errors import (
+    AccessError,
+    ClientError,
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    RefusedError,
+    TryAgainError,
+    UnreachableError,
+    refusal,
+    translated,
+)
 from gateway.documents import (
     BucketChange,
     BucketCreation,
@@ -44,13 +47,26 @@ from gateway.documents import (
     KeyList,
     NewKey,
     NewToken,
-    Problem,
     RingDocument,
     Role,
     TokenCreation,
     UploadReceipt,
     Visibility,
 )
+
+__all__ = [
+    "AccessError",
+    "ClientError",
+    "Download",
+    "GatewayClient",
+    "IntegrityError",
+    "NotFoundError",
+    "PreconditionError",
+    "RefusedError",
+    "Source",
+    "TryAgainError",
+    "UnreachableError",
+]
 
 PIECE_SIZE = 1024 * 1024
 """Bytes read, hashed and sent at a time: large enough that the hop to a thread costs nothing."""
@@ -67,45 +83,6 @@ Source = bytes | BinaryIO | AsyncIterable[bytes]
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that have just gone over the wire."""
-
-
-class ClientError(Exception):
-    """Base of all that a `GatewayClient` raises."""
-
-
-class UnreachableError(ClientError):
-    """No connection to the gateway, or it broke before the answer was whole."""
-
-
-class IntegrityError(ClientError):
-    """What arrived is not what was sent; names the file and both digests."""
-
-
-class RefusedError(ClientError):
-    """The gateway answered with a problem."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.detail)
-        self.status = problem.status
-        self.code = problem.code
-        self.detail = problem.detail
-        self.retryable = problem.retryable
-
-
-class NotFoundError(RefusedError):
-    """The bucket, file or key is not there."""
-
-
-class AccessError(RefusedError):
-    """No key, an unknown key, or one that may not do this."""
-
-
-class PreconditionError(RefusedError):
-    """If-Match or If-None-Match did not hold."""
-
-
-class TryAgainError(RefusedError):
-    """The same request may succeed later; with `code` outcome_unknown it may have happened."""
 
 
 class Download:
@@ -127,7 +104,7 @@ class Download:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         hasher = blake3()
         received = 0
-        with _translated():
+        with translated():
             async for piece in self._response.content.iter_any():
                 hasher.update(piece)
                 received += len(piece)
@@ -346,7 +323,7 @@ class GatewayClient:
     async def join(self, sealed: bytes) -> bytes:
         """Hand a sealed request to join to the cluster; returns its sealed answer."""
         async with self._request("POST", "/api/v1/cluster/join", body=sealed) as response:
-            with _translated():
+            with translated():
                 return await response.read()
 
     async def health(self, aspect: str = "ready") -> HealthDocument:
@@ -372,7 +349,7 @@ class GatewayClient:
         async with self._request(
             method, path, headers=headers, body=body, expect_continue=expect_continue
         ) as response:
-            with _translated():
+            with translated():
                 answer = await response.read()
         try:
             return msgspec.json.decode(answer, type=kind)
@@ -402,7 +379,7 @@ class GatewayClient:
                     sock_read=SILENCE_TIMEOUT_SECONDS,
                 ),
             )
-        with _translated():
+        with translated():
             response = await self._session.request(
                 method,
                 URL(self._base + path, encoded=True),
@@ -413,8 +390,8 @@ class GatewayClient:
             )
         async with response:
             if response.status >= 300:
-                with _translated():
-                    raise _refusal(response, await response.read())
+                with translated():
+                    raise refusal(response, await response.read())
             yield response
 
 
@@ -422,41 +399,6 @@ _T = TypeVar("_T")
 
 _HEADER_SAFE = " !#$&'()*+-./:;<=>?@[]^_`{|}~"
 """What a metadata value keeps as it is; the rest, and the comma between tags, is %-encoded."""
-
-
-class _translated:  # noqa: N801 - reads as a phrase: with _translated()
-    """Turns what aiohttp raises into UnreachableError."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> None:
-        if isinstance(error, aiohttp.ClientError | OSError | asyncio.TimeoutError):
-            raise UnreachableError(str(error) or type(error).__name__) from error
-
-
-def _refusal(response: aiohttp.ClientResponse, body: bytes) -> RefusedError:
-    """The error that a problem document stands for; a HEAD has none, its status must do."""
-    try:
-        problem = msgspec.json.decode(body, type=Problem)
-    except msgspec.DecodeError:
-        problem = Problem(
-            type="about:blank",
-            title=response.reason or "",
-            status=response.status,
-            code=response.headers.get("X-Error-Code", "unknown"),
-            detail=f"{response.method} {response.url.path}: {response.status} {response.reason}",
-            retryable=response.status in (429, 503, 504),
-        )
-    if problem.status in (404, 410):
-        return NotFoundError(problem)
-    if problem.status in (401, 403):
-        return AccessError(problem)
-    if problem.status == 412:
-        return PreconditionError(problem)
-    return TryAgainError(problem) if problem.retryable else RefusedError(problem)
 
 
 def _size_of(source: Source) -> int | None:
