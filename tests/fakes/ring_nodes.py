@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import lru_cache
 
 from aiohttp import web
 from blake3 import blake3
@@ -193,6 +194,11 @@ class RingNode:
         return await self.replicator.write(lease, len(content), generation=generation)
 
 
+@lru_cache
+def _ring_of(membership: Membership) -> Ring:
+    return build_ring(membership)
+
+
 class RingCluster:
     """Nodes by number. Their ids are fixed, so that placement is the same in each run."""
 
@@ -201,7 +207,7 @@ class RingCluster:
         self.live = live
 
     def ring(self) -> Ring:
-        return build_ring(self.nodes[0].view.present)
+        return _ring_of(self.nodes[0].view.present)
 
     def by_id(self, node_id: NodeId) -> RingNode:
         return next(node for node in self.nodes if node.node_id == node_id)

@@ -1,0 +1,487 @@
+"""The protocol between peers: who is let in, what is refused, what is carried."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+from collections.abc import Mapping
+
+import aiohttp
+import msgspec
+import pytest
+from blake3 import blake3
+
+from ring.buffers import BufferPool
+from ring.errors import (
+    ChunkNotFoundError,
+    PeerRefusedError,
+    PeerUnreachableError,
+    StaleEpochError,
+    StoreFullError,
+)
+from ring.identity import ClusterIdentity
+from ring.interfaces import CHUNK_SIZE_LIMIT, Codec, PutOutcome
+from ring.peer_client import PeerClient
+from ring.peer_wire import (
+    BATCH_LIMIT,
+    CLUSTER_HEADER,
+    CREDENTIALS_HEADER,
+    MalformedError,
+    Purpose,
+    PutTarget,
+    Refusal,
+    Welcome,
+    chunk_path,
+    decode_ids,
+    encode_ids,
+    ids_path,
+    parse_after,
+    parse_chunk_id,
+    parse_number,
+    range_path,
+)
+from ring.signatures import Session, sign_request
+from ring.tls import client_context
+from tests.fakes.ring_nodes import (
+    CLUSTER_ID,
+    SECRET,
+    RingCluster,
+    RingNode,
+    eventually,
+    ring_cluster,
+)
+
+CONTENT = random.Random(1).randbytes(1000)
+CHUNK_ID = blake3(CONTENT).digest()
+
+
+def _target(
+    *,
+    content: bytes = CONTENT,
+    chunk_id: bytes | None = None,
+    epoch: int = 1,
+    purpose: Purpose = Purpose.OWNER,
+    touch: int = 1,
+    plain_length: int | None = None,
+) -> PutTarget:
+    return PutTarget(
+        chunk_id=blake3(content).digest() if chunk_id is None else chunk_id,
+        epoch=epoch,
+        purpose=purpose,
+        touch=touch,
+        codec=Codec.RAW,
+        plain_length=len(content) if plain_length is None else plain_length,
+    )
+
+
+async def _put(
+    cluster: RingCluster, target: PutTarget, content: bytes = CONTENT, *, to: int = 1
+) -> PutOutcome:
+    sender = cluster.nodes[0].client
+    return await sender.put(cluster.nodes[to].member, target, memoryview(content))
+
+
+class _Stranger:
+    """Speaks the protocol by hand, to do what no client does."""
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        node: RingNode,
+        *,
+        key: bytes | None = None,
+        cluster_id: str = CLUSTER_ID,
+    ) -> None:
+        identity = ClusterIdentity(cluster_id=CLUSTER_ID, node_id="stranger", secret=SECRET)
+        self._key = identity.request_key() if key is None else key
+        self._http = http
+        self._node = node
+        self._cluster_id = cluster_id
+        self.session = Session(bytes(16), 1)
+
+    async def open_session(self) -> Welcome:
+        status, body = await self.send("POST", "/peer/1/sessions", {}, bytes(16))
+        assert status == 200
+        welcome = msgspec.msgpack.decode(body, type=Welcome)
+        self.session = Session(welcome.boot_nonce, welcome.number)
+        return welcome
+
+    def credentials(self, method: str, target: str, body: bytes, counter: int) -> dict[str, str]:
+        text = sign_request(
+            self._key,
+            sender="stranger",
+            receiver=self._node.node_id,
+            session=self.session,
+            counter=counter,
+            method=method,
+            target=target,
+            body_digest=blake3(body).digest() if body else b"",
+        ).text()
+        return {CREDENTIALS_HEADER: text}
+
+    async def send(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> tuple[int, bytes]:
+        async with self._http.request(
+            method,
+            f"http://{self._node.member.peer_address}{target}",
+            headers={CLUSTER_HEADER: self._cluster_id, **headers},
+            data=io.BytesIO(body) if body else None,
+        ) as response:
+            return response.status, await response.read()
+
+    async def code(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> str | None:
+        """The code of a refusal, None for a success."""
+        status, answer = await self.send(method, target, headers, body)
+        if status < 300:
+            return None
+        return msgspec.msgpack.decode(answer, type=Refusal).code
+
+
+async def test_signed_requests_are_let_in_once() -> None:
+    """The same bytes sent again are refused with 401 `replayed`."""
+    async with ring_cluster(1) as cluster, aiohttp.ClientSession() as http:
+        stranger = _Stranger(http, cluster.nodes[0])
+        await stranger.open_session()
+        headers = stranger.credentials("GET", "/peer/1/node", b"", 1)
+        assert await stranger.code("GET", "/peer/1/node", headers) is None
+        status, _ = await stranger.send("GET", "/peer/1/node", headers)
+        assert status == 401
+        assert await stranger.code("GET", "/peer/1/node", headers) == "replayed"
+        batch = stranger.credentials("POST", "/peer/1/stat", CHUNK_ID, 2)
+        other = blake3(b"other").digest()
+        assert await stranger.code("POST", "/peer/1/stat", batch, other) == "bad_signature"
+        assert await stranger.code("POST", "/peer/1/stat", batch, CHUNK_ID) is None
+
+
+async def test_strangers_are_refused() -> None:
+    """Without the secret nothing is answered: not unsigned, not with another secret's signature,
+    not from another cluster, not for another path."""
+    async with ring_cluster(1) as cluster, aiohttp.ClientSession() as http:
+        node = cluster.nodes[0]
+        path = "/peer/1/node"
+        for target in (path, "/peer/1/ids/-/10", chunk_path(CHUNK_ID), range_path(CHUNK_ID, 0, 5)):
+            assert await _Stranger(http, node).code("GET", target, {}) == "bad_signature"
+        wrong = _Stranger(http, node, key=bytes(32))
+        await wrong.open_session()
+        assert await wrong.code("GET", path, wrong.credentials("GET", path, b"", 1)) == (
+            "bad_signature"
+        )
+        good = _Stranger(http, node)
+        await good.open_session()
+        headers = good.credentials("GET", path, b"", 1)
+        foreign = _Stranger(http, node, cluster_id="another")
+        assert await foreign.code("GET", path, headers) == "wrong_cluster"
+        assert await foreign.code("POST", "/peer/1/sessions", {}, bytes(16)) == "wrong_cluster"
+        assert await good.code("GET", "/peer/1/ids/-/10", headers) == "bad_signature"
+        assert await good.code("POST", "/peer/1/stat", {}, CHUNK_ID) == "bad_signature"
+        put = _target().path()
+        assert await good.code("PUT", put, {}, CONTENT) == "bad_signature"
+        assert node.store.ids(b"", 10) == []
+
+
+async def test_a_client_with_another_secret_gets_nowhere() -> None:
+    """Its own check fails first: the server can't prove to it that they share a cluster."""
+    async with ring_cluster(1) as cluster:
+        identity = ClusterIdentity(cluster_id=CLUSTER_ID, node_id="x", secret=bytes(32))
+        client = PeerClient(identity, pool=BufferPool(), tls=None)
+        await client.start()
+        with pytest.raises(PeerRefusedError) as caught:
+            await client.status(cluster.nodes[0].member)
+        assert caught.value.code == "bad_signature"
+        await client.close()
+
+
+async def test_a_client_of_another_cluster_is_told_so() -> None:
+    """A node pointed at the wrong cluster learns which one it has reached."""
+    async with ring_cluster(1) as cluster:
+        identity = ClusterIdentity(cluster_id="another", node_id="x", secret=SECRET)
+        client = PeerClient(identity, pool=BufferPool(), tls=None)
+        await client.start()
+        with pytest.raises(PeerRefusedError, match=CLUSTER_ID) as caught:
+            await client.status(cluster.nodes[0].member)
+        assert caught.value.code == "wrong_cluster"
+        await client.close()
+
+
+async def test_a_restarted_peer_is_greeted_anew() -> None:
+    """Sessions end with the server's process; clients open another without an error."""
+    async with ring_cluster(2) as cluster:
+        client, member = cluster.nodes[0].client, cluster.nodes[1].member
+        assert (await client.status(member)).node_id == member.node_id
+        await cluster.nodes[1].go_down()
+        with pytest.raises(PeerUnreachableError, match=member.peer_address):
+            await client.status(member)
+        await cluster.nodes[1].come_back()
+        answers = await asyncio.gather(*(client.status(member) for _ in range(20)))
+        assert {answer.node_id for answer in answers} == {member.node_id}
+
+
+async def test_another_node_at_a_known_address_is_refused() -> None:
+    """With signatures as with TLS, a node is its id and not its address."""
+    for tls in (False, True):
+        async with ring_cluster(3, tls=tls) as cluster:
+            disguised = msgspec.structs.replace(
+                cluster.nodes[1].member, node_id=cluster.nodes[2].node_id
+            )
+            with pytest.raises((PeerRefusedError, PeerUnreachableError)):
+                await cluster.nodes[0].client.status(disguised)
+
+
+async def test_tls_lets_nobody_in_without_the_secret() -> None:
+    """With TLS on, a client whose certificate is of another secret reaches no handler."""
+    async with ring_cluster(2, tls=True) as cluster:
+        assert (await cluster.nodes[0].client.status(cluster.nodes[1].member)).epoch == 1
+        identity = ClusterIdentity(cluster_id=CLUSTER_ID, node_id="x", secret=bytes(32))
+        context = client_context(identity)
+        client = PeerClient(identity, pool=BufferPool(), tls=context)
+        await client.start()
+        with pytest.raises(PeerUnreachableError):
+            await client.status(cluster.nodes[1].member)
+        await client.close()
+
+
+async def test_a_put_is_durable_and_says_whether_it_was_new() -> None:
+    """A second put of the same chunk finds it there and raises its touch."""
+    async with ring_cluster(2) as cluster:
+        assert await _put(cluster, _target()) is PutOutcome.WRITTEN
+        assert await _put(cluster, _target(touch=8)) is PutOutcome.EXISTED
+        (state,) = await cluster.nodes[0].client.stat(cluster.nodes[1].member, [CHUNK_ID])
+        assert state is not None
+        assert (state.plain_length, state.healthy, state.touch) == (1000, True, 8)
+
+
+async def test_the_epoch_fence_holds_for_writes_and_touches() -> None:
+    """Rule D1: at any other epoch than its own, older or newer, a node takes and confirms nothing,
+    and says which epoch it is at."""
+    async with ring_cluster(2) as cluster:
+        member = cluster.nodes[1].member
+        cluster.change_ring([0, 1])
+        for epoch in (1, 3):
+            for purpose in (Purpose.OWNER, Purpose.REPAIR):
+                with pytest.raises(StaleEpochError) as caught:
+                    await _put(cluster, _target(epoch=epoch, purpose=purpose))
+                assert (caught.value.epoch, caught.value.node_id) == (2, member.node_id)
+            with pytest.raises(StaleEpochError):
+                await cluster.nodes[0].client.touch(member, [CHUNK_ID], epoch=epoch, touch=1)
+        assert cluster.holders(CHUNK_ID) == []
+
+
+async def test_the_fence_is_asked_again_once_the_body_has_come() -> None:
+    """A ring that changes while a body is on its way is noticed before anything is stored."""
+    async with ring_cluster(1) as cluster, aiohttp.ClientSession() as http:
+        node = cluster.nodes[0]
+        stranger = _Stranger(http, node)
+        await stranger.open_session()
+        reader, writer = await _connect(node)
+        writer.write(_head(stranger, _target().path(), counter=1) + CONTENT[:400])
+        await eventually(lambda: node.peer_pool.leased_bytes > 0)
+        cluster.change_ring([0])
+        writer.write(CONTENT[400:])
+        assert b" 409 " in await reader.readline()
+        writer.close()
+        assert node.store.ids(b"", 10) == []
+
+
+async def test_only_owners_and_named_handoffs_take_a_chunk() -> None:
+    """A node that has no part in a partition refuses its chunks, whatever it is called."""
+    async with ring_cluster(4) as cluster:
+        content = cluster.content_owned_by(0, 1, 2)
+        with pytest.raises(PeerRefusedError, match="not an owner"):
+            await _put(cluster, _target(content=content), content, to=3)
+        with pytest.raises(PeerRefusedError, match="not an owner"):
+            await _put(cluster, _target(content=content, purpose=Purpose.REPAIR), content, to=3)
+        with pytest.raises(PeerRefusedError, match="not a handoff"):
+            await _put(cluster, _target(content=content, purpose=Purpose.HANDOFF), content, to=1)
+        await _put(cluster, _target(content=content, purpose=Purpose.HANDOFF), content, to=3)
+        assert cluster.holders(blake3(content).digest()) == [3]
+
+
+async def test_contents_that_are_not_the_chunk_are_refused() -> None:
+    """Receivers hash before they write: wrong bytes, lengths and codecs leave nothing behind."""
+    async with ring_cluster(2) as cluster:
+        wrong = blake3(b"wrong").digest()
+        for target in (_target(chunk_id=wrong), _target(plain_length=999)):
+            with pytest.raises(PeerRefusedError) as caught:
+                await _put(cluster, target)
+            assert caught.value.code == "chunk_rejected"
+        compressed = msgspec.structs.replace(_target(plain_length=5000), codec=Codec.ZSTD)
+        with pytest.raises(PeerRefusedError, match="chunk_rejected"):
+            await _put(cluster, compressed)
+        assert cluster.holders(CHUNK_ID) == cluster.holders(wrong) == []
+
+
+async def test_repair_keeps_the_touch_it_brings() -> None:
+    """Rule D10: the receiver's own generation does not make an old copy new."""
+    async with ring_cluster(2) as cluster:
+        cluster.nodes[1].view.number = 40
+        await _put(cluster, _target(touch=3, purpose=Purpose.REPAIR))
+        (stat,) = await cluster.nodes[1].store.stat([CHUNK_ID])
+        assert stat is not None
+        assert stat.touch == 3
+        await _put(cluster, _target(touch=3, purpose=Purpose.OWNER))
+        (stat,) = await cluster.nodes[1].store.stat([CHUNK_ID])
+        assert stat is not None
+        assert stat.touch == 40
+
+
+async def test_a_full_store_is_told_apart() -> None:
+    """A sender learns that it was space that lacked."""
+    async with ring_cluster(2) as cluster:
+        cluster.nodes[1].store._quota_bytes = 0
+        with pytest.raises(StoreFullError, match=cluster.nodes[1].node_id):
+            await _put(cluster, _target())
+
+
+async def test_absent_chunks_are_absent() -> None:
+    """Get, range and stat of a chunk that is not there say so, and nothing else."""
+    async with ring_cluster(2) as cluster:
+        client, member = cluster.nodes[0].client, cluster.nodes[1].member
+        with pytest.raises(ChunkNotFoundError):
+            await client.get(member, CHUNK_ID)
+        with pytest.raises(ChunkNotFoundError):
+            await client.get_range(member, CHUNK_ID, 0, 10)
+        assert await client.stat(member, [CHUNK_ID]) == [None]
+        assert await client.touch(member, [CHUNK_ID], epoch=1, touch=1) == [False]
+        assert cluster.nodes[0].pool.leased_bytes == 0
+
+
+async def test_ids_are_listed_in_order() -> None:
+    """A peer's holdings can be walked through in pages."""
+    async with ring_cluster(2) as cluster:
+        client, member = cluster.nodes[0].client, cluster.nodes[1].member
+        contents = [number.to_bytes(4, "big") * 10 for number in range(10)]
+        for content in contents:
+            await _put(cluster, _target(content=content), content)
+        everything = sorted(blake3(content).digest() for content in contents)
+        first = await client.ids(member, b"", 4)
+        assert first == everything[:4]
+        assert await client.ids(member, first[-1], 100) == everything[4:]
+
+
+async def test_requests_of_impossible_form_or_size_are_refused() -> None:
+    """Bounds hold before anything is read or looked up."""
+    async with ring_cluster(1) as cluster, aiohttp.ClientSession() as http:
+        node = cluster.nodes[0]
+        stranger = _Stranger(http, node)
+        await stranger.open_session()
+        counter = iter(range(1, 100))
+
+        async def code(method: str, path: str, body: bytes = b"", *, sign_body: bool = True) -> str:
+            signed = body if sign_body else b""
+            headers = stranger.credentials(method, path, signed, next(counter))
+            return await stranger.code(method, path, headers, body) or ""
+
+        put = _target().path()
+        assert await code("PUT", put, b"", sign_body=False) == "body_too_large"
+        huge = bytes(CHUNK_SIZE_LIMIT + 1)
+        assert await code("PUT", put, huge, sign_body=False) == "body_too_large"
+        assert await code("PUT", put + "/9", CONTENT, sign_body=False) == "malformed"
+        assert await code("PUT", "/peer/1/chunks/zz", CONTENT, sign_body=False) == "malformed"
+        assert await code("GET", "/peer/1/chunks/zz") == "malformed"
+        assert await code("GET", range_path(CHUNK_ID, 5, 5)) == "malformed"
+        assert await code("GET", range_path(CHUNK_ID, 0, CHUNK_SIZE_LIMIT + 1)) == "malformed"
+        assert await code("POST", "/peer/1/stat", b"half an id") == "malformed"
+        assert await code("POST", "/peer/1/stat", bytes(32 * (BATCH_LIMIT + 1))) == "malformed"
+        assert await code("POST", "/peer/1/stat", bytes(300_000)) == "body_too_large"
+        assert await code("POST", "/peer/1/sessions", b"short") == "malformed"
+        assert node.peer_pool.leased_bytes == 0
+
+
+async def test_too_many_requests_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound a peer is told at once, and what is under way is not disturbed."""
+    monkeypatch.setattr("ring.peer_server.REQUEST_LIMIT", 2)
+    async with ring_cluster(2) as cluster:
+        cluster.nodes[1].store.hold_writes()
+        contents = [bytes([number]) * 100 for number in range(5)]
+        puts = [
+            asyncio.ensure_future(_put(cluster, _target(content=content), content))
+            for content in contents
+        ]
+        refused, pending = await asyncio.wait(puts, timeout=0.3)
+        while len(refused) < 3:
+            refused, pending = await asyncio.wait(puts, timeout=0.3)
+        cluster.nodes[1].store.release_writes()
+        await asyncio.wait(pending)
+        errors = [put.exception() for put in puts if put.exception() is not None]
+        assert len(errors) == 3
+        assert all("overloaded" in str(error) for error in errors)
+
+
+async def _connect(node: RingNode) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = node.member.peer_address.split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+def _head(stranger: _Stranger, path: str, *, counter: int) -> bytes:
+    """The head of a put of `CONTENT`, as bytes."""
+    headers = {
+        "Host": "x",
+        "Content-Length": str(len(CONTENT)),
+        CLUSTER_HEADER: CLUSTER_ID,
+        **stranger.credentials("PUT", path, b"", counter),
+    }
+    lines = [f"PUT {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def test_bodies_that_stop_half_way_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that pauses for ever ends with 408, one whose connection breaks with nothing; neither
+    stores a chunk, and the buffer comes back."""
+    monkeypatch.setattr("ring.peer_server.BODY_SECONDS", 0.05)
+    async with ring_cluster(1) as cluster, aiohttp.ClientSession() as http:
+        node = cluster.nodes[0]
+        stranger = _Stranger(http, node)
+        await stranger.open_session()
+        for counter, breaks in ((1, False), (2, True)):
+            reader, writer = await _connect(node)
+            writer.write(_head(stranger, _target().path(), counter=counter) + CONTENT[:400])
+            if not breaks:
+                assert b" 408 " in await reader.readline()
+            writer.close()
+            await eventually(lambda: node.peer_pool.leased_bytes == 0)
+            assert node.store.ids(b"", 10) == []
+
+
+async def test_a_half_sent_answer_is_no_chunk() -> None:
+    """A peer that announces more than it sends is an unreachable peer; no buffer is lost."""
+    async with ring_cluster(1) as cluster:
+        node = cluster.nodes[0]
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nX-Holdfast-Codec: 0\r\nX-Holdfast-Plain-Length: 1000\r\n"
+                b"Content-Length: 1000\r\n\r\n" + CONTENT[:300]
+            )
+            await writer.drain()
+            writer.close()
+
+        node.client._peer("half").session = Session(bytes(16), 1)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            member = msgspec.structs.replace(
+                node.member, node_id="half", peer_address=f"127.0.0.1:{port}"
+            )
+            with pytest.raises(PeerUnreachableError):
+                await node.client.get(member, CHUNK_ID)
+        assert node.pool.leased_bytes == 0
+
+
+def test_the_forms_of_paths_are_strict() -> None:
+    """What is parsed is exactly what is written, and nothing that merely resembles it."""
+    target = _target(epoch=7, purpose=Purpose.HANDOFF, touch=9)
+    assert PutTarget.parse(target.path().split("/")[4:]) == target
+    assert parse_after(ids_path(CHUNK_ID, 5).split("/")[4]) == CHUNK_ID
+    assert parse_after(ids_path(b"", 5).split("/")[4]) == b""
+    assert decode_ids(encode_ids([CHUNK_ID, bytes(32)]), 2) == [CHUNK_ID, bytes(32)]
+    for text in ("", "-1", "+1", "1_0", "٣", "1" * 19):
+        with pytest.raises(MalformedError):
+            parse_number(text)
+    for text in ("", "ab", CHUNK_ID.hex().upper(), CHUNK_ID.hex()[:-1] + " "):
+        with pytest.raises(MalformedError):
+            parse_chunk_id(text)
