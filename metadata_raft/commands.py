@@ -345,7 +345,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """What one Raft entry holds: a batch of proposals and the leader's stamp (rule M5)."""
 
     version: int
-    time_ms: int
+    time_ms: Count
     """State time in milliseconds of the Unix epoch; never smaller than an earlier entry's."""
     proposals: list[Proposal]
 

@@ -12,9 +12,10 @@ thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -130,6 +131,8 @@ class StateMachine:
         self._results = RequestResults(self._state)
         self._wal = WalKeeper(path, self._connection)
         self._in_transaction = False
+        self._abandoned = False
+        self._closed = False
         self.applied = self._published()
 
     def apply(self, index: int, term: int, entry: bytes) -> list[tuple[bytes, bytes]]:
@@ -144,7 +147,7 @@ class StateMachine:
         if index <= cluster.applied_index:
             return []
         decoded = _decode(entry) if entry else None
-        try:
+        with self._all_or_nothing(f"applying entry {index}"):
             if not self._in_transaction:
                 self._state.execute("BEGIN IMMEDIATE")
                 self._in_transaction = True
@@ -157,47 +160,55 @@ class StateMachine:
                 self._results.end_entry(len(answers))
             cluster.applied_index = index
             cluster.applied_term = term
-            return answers
-        except sqlite3.Error as error:
-            raise StateCorruptError(f"applying entry {index} failed: {error}") from error
+        return answers
 
     def flush(self) -> None:
         """Commit what was applied and publish it as `applied`; not synced, see `checkpoint`."""
         if not self._in_transaction:
             return
-        try:
+        with self._all_or_nothing("a commit"):
             self._state.write_back()
             self._state.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise StateCorruptError(f"a commit failed: {error}") from error
-        self._in_transaction = False
-        self.applied = self._published()
-        self._wal.after_commit()
+            self._in_transaction = False
+            self.applied = self._published()
+            self._wal.after_commit()
 
     def checkpoint(self) -> int:
         """Commit durably; return the index up to which the journal may now be dropped (M4)."""
         self.flush()
-        try:
+        with self._all_or_nothing("a checkpoint"):
             self._state.execute("PRAGMA synchronous = FULL")
             self._state.execute("BEGIN IMMEDIATE")
             # Without a changed page a commit writes nothing, and would sync nothing.
             self._state.execute("UPDATE local_state SET checkpoints = checkpoints + 1")
             self._state.execute("COMMIT")
             self._state.execute("PRAGMA synchronous = NORMAL")
-        except sqlite3.Error as error:
-            raise StateCorruptError(f"a checkpoint failed: {error}") from error
         return self.applied.index
 
     def close(self) -> None:
-        """Commit what was applied and close. A second call does nothing."""
+        """Commit what was applied and close; after an error, only close. May be repeated."""
         if self._closed:
             return
-        self.flush()
+        if not self._abandoned:
+            self.flush()
         self._closed = True
         self._wal.close()
         self._connection.close()
 
-    _closed = False
+    @contextlib.contextmanager
+    def _all_or_nothing(self, what: str) -> Iterator[None]:
+        """On any error roll back and take no more: part of an entry must never be committed."""
+        if self._abandoned:
+            raise StateCorruptError(f"{what} after an error; this process should have ended")
+        try:
+            yield
+        except BaseException as error:
+            self._abandoned = True
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.rollback()
+            if isinstance(error, sqlite3.Error):
+                raise StateCorruptError(f"{what} failed: {error}") from error
+            raise
 
     def _answer(self, proposal: Proposal) -> bytes:
         """Carry out one proposal unless it was answered before (rule M1)."""

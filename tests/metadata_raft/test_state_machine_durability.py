@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from metadata_raft.apply_housekeeping import CLUSTER_VERSION_SUPPORTED
 from metadata_raft.commands import (
     AdvanceGeneration,
+    SetClusterVersion,
 )
 from metadata_raft.errors import FatalRaftError
 from metadata_raft.state_errors import StateCorruptError, UnknownVersionError
@@ -161,6 +163,29 @@ def test_a_failing_disk_ends_the_process(replica: Replica) -> None:
     replica.machine._connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StateCorruptError):
         replica.do(put_inline("default", "a"))
+
+
+def test_part_of_an_entry_is_never_committed(replica: Replica) -> None:
+    """An error in mid-entry takes the whole entry back; nothing can be applied or flushed then."""
+    before = tables_of(replica.path)
+    entry = replica.entry(
+        [
+            replica.propose(put_inline("default", "a")),
+            replica.propose(SetClusterVersion(version=CLUSTER_VERSION_SUPPORTED + 1)),
+        ]
+    )
+    index = replica.machine.applied.index + 1
+    with pytest.raises(UnknownVersionError):
+        replica.machine.apply(index, 1, entry)
+    for attempt in (
+        replica.machine.flush,
+        replica.machine.checkpoint,
+        lambda: replica.machine.apply(index, 1, entry),
+    ):
+        with pytest.raises(StateCorruptError, match="after an error"):
+            attempt()
+    replica.machine.close()
+    assert tables_of(replica.path) == before
 
 
 def test_closing_twice_is_closing_once(replica: Replica) -> None:

@@ -29,6 +29,8 @@ from tests.metadata_raft.replica import (
     tables_of,
 )
 
+FAR_FUTURE = msgspec.msgpack.encode([ENTRY_VERSION, 2**63, []])
+
 
 @pytest.fixture
 def replica(tmp_path: Path) -> Iterator[Replica]:
@@ -154,10 +156,12 @@ def test_replayed_entries_are_skipped(replica: Replica) -> None:
 def test_empty_and_unreadable_entries_move_the_index(replica: Replica) -> None:
     """No-ops of the library, and bytes no replica can read, are passed alike by all."""
     index = replica.machine.applied.index
-    for offset, entry in enumerate([b"", b"\xc1", b"\x93\x01\x05\xa1x", b"\x90"], start=1):
+    for offset, entry in enumerate(
+        [b"", b"\xc1", b"\x93\x01\x05\xa1x", b"\x90", FAR_FUTURE], start=1
+    ):
         assert replica.machine.apply(index + offset, 3, entry) == []
     replica.machine.flush()
-    assert (replica.machine.applied.index, replica.machine.applied.term) == (index + 4, 3)
+    assert (replica.machine.applied.index, replica.machine.applied.term) == (index + 5, 3)
 
 
 @pytest.mark.parametrize(
