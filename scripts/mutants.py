@@ -39,6 +39,8 @@ import msgspec
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "scripts" / "mutations"
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- scripts/mutants --update: begin -->", "<!-- scripts/mutants --update: end -->"
 
 TIMEOUT_SECONDS = 180
 """For one run of pytest. A break that makes a test hang was noticed as well."""
@@ -202,11 +204,18 @@ def markdown(mutations: Sequence[Mutation]) -> str:
     return "\n".join(lines)
 
 
+def update_page(page: str, table: str) -> str:
+    """The page with the table between its two marks."""
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Break protections one by one; see tests fail.")
     parser.add_argument("--only", metavar="TEXT", help="those whose name or file contains TEXT")
     parser.add_argument("--list", action="store_true", help="name them and do nothing")
     parser.add_argument("--markdown", action="store_true", help="print the table and do nothing")
+    parser.add_argument("--update", action="store_true", help="put it into docs/reliability.md")
     parser.add_argument("--json", action="store_true", help="print the reports as JSON")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
     arguments = parser.parse_args()
@@ -222,6 +231,9 @@ def main() -> int:
         return 0
     if arguments.markdown:
         print(markdown(mutations))
+        return 0
+    if arguments.update:
+        PAGE.write_text(update_page(PAGE.read_text(), markdown(load_mutations())))
         return 0
     reports: list[Report] = []
     for report in run(mutations, arguments.jobs):
