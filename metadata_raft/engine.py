@@ -570,6 +570,11 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
     def _election_deadline(self, deadline: float) -> None:
         self._SyncObj__raftElectionDeadline = deadline
 
+    def _SyncObj__onBecomeLeader(self) -> None:
+        """The no-op must be durable before the rest of this very tick can count it."""
+        super()._SyncObj__onBecomeLeader()
+        self.log.flush()
+
     def _SyncObj__generateRaftTimeout(self) -> float:
         return self._generator.uniform(self._timing.election_min, self._timing.election_max)
 

@@ -56,6 +56,9 @@ class SimulatedNetwork:
     on_deliver: Callable[[NodeId, NodeId, Message], bool] = lambda *_: True
     """Return False to lose a message; a test's own malice."""
 
+    on_transmit: Callable[[NodeId, NodeId, Message], None] = lambda *_: None
+    """Sees every message at the moment it leaves its sender."""
+
     def __post_init__(self) -> None:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -87,6 +90,7 @@ class SimulatedNetwork:
         return target in self.endpoints and (source, target) not in self.cut
 
     def transmit(self, source: NodeId, target: NodeId, message: Message) -> None:
+        self.on_transmit(source, target, message)
         weather, chance = self.weather, self.generator.random
         if not self.is_linked(source, target) or chance() < weather.drop:
             return

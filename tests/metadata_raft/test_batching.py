@@ -22,6 +22,7 @@ from metadata_raft.commands import (
     encode,
 )
 from metadata_raft.errors import NoQuorumError, OutcomeUnknownError, OverloadedError
+from metadata_raft.messages import Forward, ForwardRefused, Message
 from metadata_raft.state_time import StateTime
 from tests.metadata_raft.raft_world import simulation, voters
 
@@ -240,3 +241,38 @@ def test_a_clock_of_tomorrow_expires_nothing_today() -> None:
         world.network.run(0.5)
         assert leader.state is not None
         assert leader.state.applied.time_ms < world.network.now * 1000 + 1000
+
+
+def test_state_time_survives_a_restart_with_clocks_set_back() -> None:
+    """A leader that finds entries in its journal, not yet applied, stamps nothing earlier."""
+    with simulation(7) as world:
+        (node,) = voters(world, "a")
+        world.wait_leader()
+        for _ in range(3):
+            world.submit(node)
+            world.network.run(0.1)
+        assert node.state is not None
+        before = node.state.applied.time_ms
+        del node.saved[1:]
+        world.crash(node)
+        node.clock_skew_ms = -100_000
+        world.start(node)
+        world.submit(node)
+        world.network.run(2)
+        assert node.state.applied.time_ms >= before
+        assert len(world.acknowledged) == 4
+
+
+def test_who_does_not_lead_takes_no_commands() -> None:
+    """A forward that reaches a follower is refused at once, so that its sender tries again."""
+    with simulation(8) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        one, other = (node for node in world.nodes.values() if node is not leader)
+        assert one.replica is not None
+        one.replica.advance()
+        sent: list[Message] = []
+        world.network.on_transmit = lambda source, target, message: sent.append(message)
+        one.replica.receive(other.node_id, Forward([draft(1).propose(0)]))
+        one.replica.drain()
+        assert sent == [ForwardRefused([draft(1).request_id], overloaded=False)]

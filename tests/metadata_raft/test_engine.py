@@ -12,8 +12,10 @@ import sys
 import pytest
 
 import metadata_raft.engine
-from metadata_raft.configuration import COMMAND
+from metadata_raft.configuration import COMMAND, NO_OP, Configuration
 from metadata_raft.engine import LIBRARY_VERSION
+from metadata_raft.errors import StateMismatchError
+from metadata_raft.log import ReplicatedLog
 from metadata_raft.messages import (
     Append,
     AppendReply,
@@ -24,6 +26,7 @@ from metadata_raft.messages import (
     Vote,
 )
 from ring.members import NodeId
+from tests.fakes.journal import FakeJournal, JournalDisk
 from tests.fakes.network import Weather
 from tests.metadata_raft.raft_world import Node, World, simulation, voters
 
@@ -86,21 +89,18 @@ def test_an_overtaken_message_removes_nothing_acknowledged() -> None:
 
 
 def test_an_acknowledgement_follows_the_sync() -> None:
-    """Whenever a follower says that it has entries, its disk has them (hazard 4)."""
+    """At the moment a follower says that it has entries, its disk has them (hazard 4)."""
     with simulation(2, Weather(drop=0.02, slow=0.05)) as world:
         voters(world, "a", "b", "c")
         checked = 0
 
-        def check(source: NodeId, target: NodeId, message: Message) -> bool:
+        def check(source: NodeId, target: NodeId, message: Message) -> None:
             nonlocal checked
             if isinstance(message, AppendReply) and message.success:
-                disk = world.nodes[source].disk.entries
-                assert disk[-1][1] >= message.next_index - 1
+                assert world.nodes[source].disk.entries[-1][1] >= message.next_index - 1
                 checked += 1
-            return True
 
-        world.network.weather = Weather(delay_min=0, delay_max=0)
-        world.network.on_deliver = check
+        world.network.on_transmit = check
         leader = world.wait_leader()
         for _ in range(20):
             world.submit(leader)
@@ -109,17 +109,58 @@ def test_an_acknowledgement_follows_the_sync() -> None:
 
 
 def test_a_leader_counts_itself_only_when_synced() -> None:
-    """With the other followers down, nothing is committed that is not on the leader's disk."""
+    """What a leader calls committed is on its own disk: also its first entry, and a change of
+    members, where it is its own majority."""
     with simulation(3) as world:
-        voters(world, "a", "b", "c")
-        leader = world.wait_leader()
-        assert leader.journal is not None
-        assert leader.replica is not None
+        (a,) = voters(world, "a")
+        world.add("b")
+        for node in world.running():
+            assert node.state is not None
+            node.state.stages["b"] = "joining"
+        checked = 0
+
+        def check(source: NodeId, target: NodeId, message: Message) -> None:
+            nonlocal checked
+            if isinstance(message, Append):
+                disk = world.nodes[source].disk.entries
+                assert message.commit_index <= disk[-1][1]
+                checked += 1
+
+        world.network.on_transmit = check
+        world.wait_leader()
+        assert a.replica is not None
+        assert a.state is not None
+        apply = a.state.apply
+
+        def apply_checked(index: int, term: int, entry: bytes) -> list[tuple[bytes, bytes]]:
+            assert index <= a.disk.entries[-1][1]
+            return apply(index, term, entry)
+
+        a.state.apply = apply_checked  # type: ignore[method-assign]
+        learner = a.replica.engine.configuration.with_learner("b")
+        a.replica.engine.change_configuration(learner)
         for _ in range(20):
-            world.submit(leader)
-            world.network.run(0.003)
-            on_disk = leader.journal.disk.entries[-1][1]
-            assert leader.replica.engine.commit_index <= on_disk
+            world.submit(a)
+            world.network.run(0.01)
+        assert checked > 20
+
+
+def test_a_new_leaders_no_op_is_synced_before_it_counts() -> None:
+    """A sole voter elects itself, appends and commits in one step: the sync comes in between."""
+    with simulation(15) as world:
+        (a,) = voters(world, "a")
+        assert a.state is not None
+
+        def check(index: int, term: int, entry: bytes) -> list[tuple[bytes, bytes]]:
+            assert index <= a.disk.entries[-1][1]
+            return []
+
+        a.state.apply = check  # type: ignore[method-assign]
+        assert a.replica is not None
+        engine = a.replica.engine
+        a.replica.committed = lambda: None  # type: ignore[method-assign] # It syncs as well.
+        a.replica.advance()
+        assert engine.is_established
 
 
 def test_a_word_without_entries_commits_nothing() -> None:
@@ -286,6 +327,46 @@ def test_a_member_of_a_later_term_is_not_locked_out() -> None:
         world.check_final()
         assert stray.state is not None
         assert stray.state.numbers
+
+
+def test_a_learner_never_stands_for_election() -> None:
+    """Not even with pre-votes from when it was a voter (hazard 14)."""
+    with simulation(16) as world:
+        node = world.add("x", Configuration(("a", "b"), ("x",)))
+        assert node.replica is not None
+        engine = node.replica.engine
+        world.network.run(3)
+        engine._pre_vote_term = engine.term + 1
+        engine._pre_votes = {"a", "b"}
+        node.replica.advance()
+        assert (engine.role, engine.term) == ("learner", 0)
+
+
+def test_a_state_beyond_the_log_is_refused() -> None:
+    """A journal that ends before the state does not belong to it (hazard 6)."""
+    with simulation(17) as world:
+        (node,) = voters(world, "a")
+        world.wait_leader()
+        world.submit(node)
+        world.network.run(0.5)
+        assert node.journal is not None
+        node.journal.disk.entries = node.journal.disk.entries[:1]
+        world.network.leave("a")
+        with pytest.raises(StateMismatchError, match="the journal holds 1 to 1"):
+            world.start(node)
+
+
+def test_an_installed_state_takes_nothing_that_was_acknowledged() -> None:
+    """Where the log agrees with a downloaded state, entries behind it stay; else all goes (M6)."""
+    journal = FakeJournal(JournalDisk())
+    log = ReplicatedLog(journal, Configuration(("a",)))
+    for index in range(2, 6):
+        log.add(NO_OP, index, 1)
+    log.install(3, 1, Configuration(("a",)))
+    assert log.last_index == 5
+    log.install(4, 2, Configuration(("a", "b")))
+    assert (log.first_index, log.last_index, log.last_term) == (4, 4, 2)
+    assert log.configuration.voters == ("a", "b")
 
 
 def restart(world: World, node: Node) -> None:

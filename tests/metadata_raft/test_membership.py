@@ -22,13 +22,17 @@ from tests.metadata_raft.raft_world import Node, World, simulation, voters
 
 
 def step(
-    configuration: Configuration, stages: dict[str, str], **learners: tuple[int, float]
+    configuration: Configuration,
+    stages: dict[str, str],
+    *,
+    last_index: int = 100,
+    **learners: tuple[int, float],
 ) -> Step | None:
     return next_step(
         configuration=configuration,
         stages=stages,
         learners={name: LearnerView(*view) for name, view in learners.items()},
-        last_index=100,
+        last_index=last_index,
     )
 
 
@@ -60,6 +64,14 @@ def test_a_learner_votes_only_when_caught_up_and_answering(view: tuple[int, floa
     """Never heard of, far behind, or silent: it does not count yet (hazard 14)."""
     configuration = Configuration(("a",), ("b",))
     assert step(configuration, {"a": "voter", "b": "learner"}, b=view) is None
+
+
+def test_a_learner_that_never_answered_does_not_vote() -> None:
+    """In a short log, too, where everybody is close to its end."""
+    configuration = Configuration(("a",), ("b",))
+    stages = {"a": "voter", "b": "learner"}
+    assert step(configuration, stages, last_index=5, b=(0, 0.0)) is None
+    assert step(configuration, stages, last_index=5, b=(1, 0.0)) is not None
 
 
 def test_a_fourth_node_follows_and_a_removed_one_stays_away() -> None:

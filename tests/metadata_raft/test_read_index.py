@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from metadata_raft.messages import Confirm, Confirmed, Message
+from metadata_raft.messages import Append, AppendReply, Confirm, Confirmed, Message
 from metadata_raft.read_index import LeaderRounds, PendingReads, Reader, request_is_majority
 from ring.members import NodeId
-from tests.metadata_raft.raft_world import simulation, voters
+from tests.metadata_raft.raft_world import Node, simulation, voters
 
 THREE = ("a", "b", "c")
 
@@ -117,6 +117,59 @@ def test_a_deposed_leader_answers_no_read() -> None:
         world.read(old)
         world.network.run(1.05)
         assert (world.reads_answered, world.reads_failed) == (0, 1)
+
+
+def test_a_new_leader_answers_no_read_before_its_own_entry_is_committed() -> None:
+    """It has what its predecessor acknowledged in its log, but does not know that it is committed
+    (Ongaro's thesis, §6.4, step 1)."""
+    with simulation(5) as world:
+        nodes = voters(world, *THREE)
+        old = world.wait_leader()
+        others = [node for node in nodes if node is not old]
+
+        def lose(source: NodeId, target: NodeId, message: Message) -> bool:
+            # The others never hear that the command is committed, nor do they commit later.
+            if source == old.node_id and isinstance(message, Append):
+                return bool(message.entries)
+            return not (target != old.node_id and isinstance(message, AppendReply))
+
+        world.network.run(0.2)
+        world.network.on_deliver = lose
+        world.submit(old)
+        world.network.run_until(lambda: len(world.acknowledged) == 1, limit=0.2)
+        world.crash(old)
+
+        def new_leader() -> Node | None:
+            leading = [node for node in others if node.replica and node.replica.engine.is_leader]
+            return leading[0] if leading else None
+
+        world.network.run_until(lambda: new_leader() is not None, limit=5)
+        new = new_leader()
+        assert new is not None
+        for node in others:
+            world.read(node)
+        world.network.run(0.3)
+        assert world.reads_answered == 0
+        world.network.on_deliver = lambda *_: True
+        world.network.run_until(lambda: world.reads_answered == 2, limit=0.6)
+
+
+def test_a_node_of_another_term_confirms_nothing() -> None:
+    """Who has moved on to a later term does not vouch for an earlier one."""
+    with simulation(6) as world:
+        voters(world, *THREE)
+        leader = world.wait_leader()
+        follower = next(node for node in world.nodes.values() if node is not leader)
+        assert follower.replica is not None
+        follower.replica.advance()
+        sent: list[Message] = []
+        world.network.on_transmit = lambda source, target, message: sent.append(message)
+        follower.replica.receive(leader.node_id, Confirm(follower.replica.engine.term - 1, 1))
+        follower.replica.drain()
+        assert sent == []
+        follower.replica.receive(leader.node_id, Confirm(follower.replica.engine.term, 1))
+        follower.replica.drain()
+        assert sent == [Confirmed(follower.replica.engine.term, 1)]
 
 
 def test_a_read_waits_until_the_index_is_applied_here() -> None:

@@ -13,6 +13,7 @@ from metadata_raft.errors import FrameError, HandshakeError
 from metadata_raft.frames import (
     HANDSHAKE_SIZE_LIMIT,
     PROTOCOL_VERSION,
+    Challenge,
     FrameReader,
     FrameSealer,
     Hello,
@@ -156,6 +157,30 @@ async def test_strangers_are_refused(make_peer: MakePeer, identity: dict[str, ob
     assert not a.host.addresses
 
 
+async def test_an_impostor_is_told_nothing(make_peer: MakePeer) -> None:
+    """A dialler that gets a forged proof closes without giving its own."""
+    heard: list[bytes] = []
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(plain_frame(msgspec.msgpack.encode(Challenge(b"n" * 32, b"p" * 32, ""))))
+        heard.append(await reader.read(4096))
+        writer.close()
+
+    server = await asyncio.start_server(pretend, "127.0.0.1", 0)
+    try:
+        a = await make_peer("a")
+        port = server.sockets[0].getsockname()[1]
+        a.transport.set_peers({"b": f"127.0.0.1:{port}"})
+        await until(lambda: bool(heard))
+        assert heard[0] == b""
+        assert not a.transport.can_send("b")
+        a.transport.set_peers({})
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
 async def test_another_node_at_the_address_is_refused(make_peer: MakePeer) -> None:
     """Who answers must be the node that was wanted: ids count, not addresses."""
     a, b = await make_peer("a"), await make_peer("b")
@@ -192,12 +217,16 @@ async def test_a_peer_that_comes_back_is_dialled_again(make_peer: MakePeer) -> N
 
 
 async def test_a_newer_connection_supersedes_the_older(make_peer: MakePeer) -> None:
-    """Of two processes with one id, or a connection half-dead, the newer one is heard."""
+    """Of two connections from one node the older is closed; its end is not the node's."""
     a, first, second = await make_peer("a"), await make_peer("b"), await make_peer("b")
     first.dial(a)
-    await until(lambda: first.transport.can_send("a"))
+    await until(lambda: "b" in a.transport._inbound)
+    older = a.transport._inbound["b"]
     second.dial(a)
-    await until(lambda: second.transport.can_send("a") and len(first.host.connected) >= 1)
+    await until(lambda: a.transport._inbound.get("b") not in (None, older))
+    await until(lambda: older not in a.transport._accepted)
+    await first.transport.stop()
+    await until(lambda: second.transport.can_send("a"))
     second.transport.send("a", Confirm(1, 1))
     second.transport.flush()
     await until(lambda: bool(a.host.messages))
