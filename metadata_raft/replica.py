@@ -494,7 +494,7 @@ class Replica:
 
     def _ask_for_reads(self, now: float) -> None:
         leader, term = self.engine.leader_id, self.engine.term
-        if leader is not None and (leader != self.node_id or self.engine.is_established):
+        if leader is not None:
             number = self._reads.ask(leader, term, now)
             if number is not None and leader == self.node_id:
                 self._rounds.join(Reader(self.node_id, number))

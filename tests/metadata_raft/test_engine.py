@@ -25,10 +25,12 @@ from metadata_raft.messages import (
     StateNeeded,
     Vote,
 )
+from metadata_raft.replica import Replica
+from metadata_raft.settings import RaftTiming
 from ring.members import NodeId
 from tests.fakes.journal import FakeJournal, JournalDisk
-from tests.fakes.network import Weather
-from tests.metadata_raft.raft_world import Node, World, simulation, voters
+from tests.fakes.network import SimulatedLinks, Weather
+from tests.metadata_raft.raft_world import FakeState, Node, World, simulation, voters
 
 
 def log_of(node: Node) -> list[tuple[bytes, int, int]]:
@@ -145,22 +147,53 @@ def test_a_leader_counts_itself_only_when_synced() -> None:
         assert checked > 20
 
 
+def test_an_acknowledgement_waits_for_the_sync_whoever_flushes_the_connections() -> None:
+    """A download that writes to the same connections does not carry it out early."""
+    with simulation(18) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        follower = next(node for node in world.nodes.values() if node is not leader)
+        assert follower.replica is not None
+        follower.replica.advance()
+        log = follower.replica.log
+        sent: list[Message] = []
+        world.network.on_transmit = lambda source, target, message: sent.append(message)
+        entries = [(NO_OP, log.last_index + 1, log.last_term)]
+        term = follower.replica.engine.term
+        append = Append(term, 0, log.last_index, log.last_term, 0, entries)
+        follower.replica.receive(leader.node_id, append)
+        follower.replica._links.flush()
+        assert sent == []
+        follower.replica.drain()
+        assert [type(message) for message in sent] == [AppendReply]
+        assert follower.disk.entries[-1] == entries[0]
+
+
 def test_a_new_leaders_no_op_is_synced_before_it_counts() -> None:
     """A sole voter elects itself, appends and commits in one step: the sync comes in between."""
     with simulation(15) as world:
-        (a,) = voters(world, "a")
-        assert a.state is not None
+        journal = FakeJournal(JournalDisk())
+        state = FakeState(world)
+        replica = Replica(
+            node_id="a",
+            log=ReplicatedLog(journal, Configuration(("a",))),
+            state=state,
+            links=SimulatedLinks(world.network, "a"),
+            stages=dict,
+            timing=RaftTiming(),
+            clock=world.network.clock,
+            wall_clock_ms=lambda: 0,
+            generator=world.generator,
+        )
 
         def check(index: int, term: int, entry: bytes) -> list[tuple[bytes, bytes]]:
-            assert index <= a.disk.entries[-1][1]
+            assert index <= journal.disk.entries[-1][1]
             return []
 
-        a.state.apply = check  # type: ignore[method-assign]
-        assert a.replica is not None
-        engine = a.replica.engine
-        a.replica.committed = lambda: None  # type: ignore[method-assign] # It syncs as well.
-        a.replica.advance()
-        assert engine.is_established
+        state.apply = check  # type: ignore[method-assign]
+        replica.committed = lambda: None  # type: ignore[method-assign] # It syncs as well.
+        replica.advance()
+        assert replica.engine.is_established
 
 
 def test_a_word_without_entries_commits_nothing() -> None:
