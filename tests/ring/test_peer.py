@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
@@ -22,11 +23,15 @@ from ring.errors import (
 )
 from ring.identity import ClusterIdentity
 from ring.interfaces import CHUNK_SIZE_LIMIT, Codec, PutOutcome
+from ring.members import Member
 from ring.peer_client import PeerClient
 from ring.peer_wire import (
     BATCH_LIMIT,
     CLUSTER_HEADER,
+    CODEC_HEADER,
     CREDENTIALS_HEADER,
+    DIGEST_HEADER,
+    PLAIN_LENGTH_HEADER,
     MalformedError,
     Purpose,
     PutTarget,
@@ -446,30 +451,73 @@ async def test_bodies_that_stop_half_way_leave_nothing(monkeypatch: pytest.Monke
             assert node.store.ids(b"", 10) == []
 
 
+@asynccontextmanager
+async def _impostor(node: RingNode, answer: bytes) -> AsyncIterator[tuple[Member, list[bytes]]]:
+    """A server that answers every connection with these bytes, and the requests it has seen."""
+    requests: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        address = f"127.0.0.1:{port}"
+        yield (
+            msgspec.structs.replace(node.member, node_id="impostor", peer_address=address),
+            requests,
+        )
+
+
+def _http(headers: Mapping[str, str], body: bytes, *, length: int | None = None) -> bytes:
+    lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body) if length is None else length}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
 async def test_a_half_sent_answer_is_no_chunk() -> None:
     """A peer that announces more than it sends is an unreachable peer; no buffer is lost."""
     async with ring_cluster(1) as cluster:
         node = cluster.nodes[0]
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(
-                b"HTTP/1.1 200 OK\r\nX-Holdfast-Codec: 0\r\nX-Holdfast-Plain-Length: 1000\r\n"
-                b"Content-Length: 1000\r\n\r\n" + CONTENT[:300]
-            )
-            await writer.drain()
-            writer.close()
-
-        node.client._peer("half").session = Session(bytes(16), 1)
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        async with server:
-            port = server.sockets[0].getsockname()[1]
-            member = msgspec.structs.replace(
-                node.member, node_id="half", peer_address=f"127.0.0.1:{port}"
-            )
+        node.client._peer("impostor").session = Session(bytes(16), 1)
+        form = {CODEC_HEADER: "0", PLAIN_LENGTH_HEADER: "1000"}
+        answer = _http(form, CONTENT[:300], length=1000)
+        async with _impostor(node, answer) as (member, _):
             with pytest.raises(PeerUnreachableError):
                 await node.client.get(member, CHUNK_ID)
         assert node.pool.leased_bytes == 0
+
+
+async def test_a_range_that_changed_on_its_way_is_refused() -> None:
+    """The reader checks what arrives against what its sender has verified."""
+    async with ring_cluster(1) as cluster:
+        node = cluster.nodes[0]
+        node.client._peer("impostor").session = Session(bytes(16), 1)
+        good = {DIGEST_HEADER: blake3(CONTENT).hexdigest()}
+        async with _impostor(node, _http(good, CONTENT)) as (member, _):
+            data = await node.client.get_range(member, CHUNK_ID, 0, 1000)
+            assert bytes(data) == CONTENT
+            del data
+        changed = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
+        async with _impostor(node, _http(good, changed)) as (member, _):
+            with pytest.raises(PeerUnreachableError, match="damaged"):
+                await node.client.get_range(member, CHUNK_ID, 0, 1000)
+        assert node.pool.leased_bytes == 0
+
+
+async def test_a_server_that_can_not_prove_the_secret_gets_no_request() -> None:
+    """The client asks nothing, and sends no chunk, before the session is proven."""
+    async with ring_cluster(1) as cluster:
+        node = cluster.nodes[0]
+        welcome = Welcome(boot_nonce=bytes(16), number=1, proof=bytes(32))
+        answer = _http({}, msgspec.msgpack.encode(welcome))
+        async with _impostor(node, answer) as (member, requests):
+            with pytest.raises(PeerRefusedError, match="is not node impostor"):
+                await node.client.put(member, _target(), memoryview(CONTENT))
+        assert [request.split(b" ")[1] for request in requests] == [b"/peer/1/sessions"]
 
 
 def test_the_forms_of_paths_are_strict() -> None:

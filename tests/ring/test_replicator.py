@@ -180,6 +180,24 @@ async def test_a_write_at_an_old_epoch_is_refused_and_made_at_the_new_one() -> N
         )
 
 
+async def test_the_fence_holds_for_this_nodes_own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy on the writing node counts for the epoch that node is at, and for no former one."""
+    async with ring_cluster(3) as cluster:
+        node = cluster.nodes[0]
+        former = cluster.ring()
+        cluster.change_ring([0, 1, 2])
+        ready = node.rings.ready
+        answers = iter([former])
+        monkeypatch.setattr(node.rings, "ready", lambda: next(answers, None) or ready())
+        for other in cluster.nodes[1:]:
+            other.store.hold_writes()
+        writing = asyncio.ensure_future(node.write(_random(1000)))
+        await eventually(lambda: node.view.refreshes == 1)
+        for other in cluster.nodes[1:]:
+            other.store.release_writes()
+        assert (await writing).epoch == 2
+
+
 async def test_a_peer_that_lags_behind_is_waited_for() -> None:
     """A receiver that learns of the writer's epoch a moment later takes the chunk then."""
     async with ring_cluster(3) as cluster:
