@@ -34,6 +34,7 @@ from metadata_raft.state_stream import (
     StateStreamError,
     copy_database,
 )
+from metadata_raft.storage import INCOMING_SUFFIX, OUTGOING_SUFFIX
 from ring.filesystem import FileSystem
 from ring.members import NodeId
 
@@ -54,9 +55,6 @@ RETRY_SECONDS = 1.0
 
 SEND_PAUSE_SECONDS = 0.01
 """Between two looks whether a congested connection takes more."""
-
-INCOMING_SUFFIX = ".incoming"
-OUTGOING_SUFFIX = ".outgoing"
 
 _logger = logging.getLogger(__name__)
 

@@ -15,26 +15,22 @@ Layout: docs/format.md, "Journal". Directories are opened with `metadata_raft/st
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn, overload
+from typing import overload
 
 from metadata_raft.compaction import SegmentSummary, segments_to_drop
 from metadata_raft.configuration import NO_OP
-from metadata_raft.journal_files import JournalFiles, is_disk_full
+from metadata_raft.journal_files import JournalFiles
 from metadata_raft.journal_format import record_size
 from metadata_raft.manifest import Base
 from metadata_raft.messages import LogEntry
 from metadata_raft.reserve import Reserve
 from metadata_raft.storage_errors import StorageFailedError, StorageFullError
+from metadata_raft.suspect import is_disk_full, mark_suspect
 from metadata_raft.vote_file import VoteFile
-from ring.filesystem import FileSystem, write_file_atomically
+from ring.filesystem import FileSystem
 from ring.members import NodeId
-
-SUSPECT_NAME = "suspect"
-"""A file that says a write or sync failed here; a node doesn't start where it is found."""
 
 ROOM_FOR_LIBRARY_BYTES = 64 * 1024
 """What `ensure_room` leaves free besides: elections append entries without asking."""
@@ -133,7 +129,7 @@ class Journal:
 
     def setCurrentTerm(self, term: int, votedForNodeId: NodeId | None) -> None:
         """Durable on return. Raises StorageFailedError."""
-        self._guard(lambda: self._vote.store(term, votedForNodeId), use_reserve=True)
+        self._guard(lambda: self._vote.store(term, votedForNodeId))
 
     def getCurrentTerm(self) -> int:
         return self._vote.current.term
@@ -196,7 +192,7 @@ class Journal:
         if self._restart or self._files.fits(needed):
             return
         self.flush()
-        self._guard(self._roll, use_reserve=privileged)
+        self._guard(lambda: self._roll(use_reserve=privileged))
 
     def flush(self) -> None:
         """Make every entry durable, with one write and one sync where they fit a segment.
@@ -267,12 +263,15 @@ class Journal:
             self._files.cut_back()
             raise StorageFullError(f"{self._directory}: the disk is full") from error
 
-    def _roll(self) -> None:
+    def _roll(self, *, use_reserve: bool) -> None:
         try:
             self._files.roll(self.last_index + 1)
         except OSError as error:
             if not is_disk_full(error):
                 raise
+            if use_reserve and self._reserve.release():
+                self._roll(use_reserve=False)
+                return
             raise StorageFullError(f"{self._directory}: the disk is full") from error
 
     def _drop_segments(self, count: int) -> None:
@@ -281,37 +280,19 @@ class Journal:
         first_index = self._files.segments[count].first_index
         position = first_index - self.first_index
         base = Base(first_index, self._entries[position][2])
-        self._guard(lambda: self._files.drop(count, base), use_reserve=True)
+        self._guard(lambda: self._files.drop(count, base))
         del self._entries[:position]
         del self._files.offsets[:position]
 
-    def _guard(self, action: Callable[[], None], *, use_reserve: bool = False) -> None:
-        """Run what touches the disk; an error other than a full disk ends the process (M4).
-
-        With `use_reserve` a full disk costs the reserve and the action is tried once more.
-        """
+    def _guard(self, action: Callable[[], None]) -> None:
+        """Run what touches the disk; an error that the action lets through is final (M4)."""
         if self._failed:
             raise StorageFailedError(f"{self._directory}: a write or sync failed before")
         try:
-            try:
-                action()
-            except (OSError, StorageFailedError, StorageFullError) as error:
-                full = is_disk_full(error) or is_disk_full(error.__cause__)
-                if not (use_reserve and full and self._reserve.release()):
-                    raise
-                action()
+            action()
         except (OSError, StorageFailedError) as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> NoReturn:
-        """Mark the directory, as well as the disk still can, and end."""
-        self._failed = True
-        if not is_disk_full(error) and not is_disk_full(error.__cause__):
-            mark = os.path.join(self._directory, SUSPECT_NAME)
-            # The disk may refuse even this. What matters holds without it: nothing unsynced was
-            # acknowledged, and this process ends.
-            with contextlib.suppress(OSError):
-                write_file_atomically(self._filesystem, mark, f"{error}\n".encode())
-        raise StorageFailedError(
-            f"{self._directory} could not be written or synced: {error}; this process must end"
-        ) from error
+            self._failed = True
+            mark_suspect(self._filesystem, self._directory, error)
+            raise StorageFailedError(
+                f"{self._directory} could not be written or synced: {error}; this process must end"
+            ) from error

@@ -8,7 +8,6 @@ is decided by `journal.py`. A file is preallocated, so that a sync has no size t
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from metadata_raft.journal_format import (
 )
 from metadata_raft.manifest import Base, ManifestFile
 from metadata_raft.messages import LogEntry
+from metadata_raft.suspect import is_disk_full
 from ring.filesystem import Buffer, File, FileSystem
 
 
@@ -47,10 +47,6 @@ class LogContents:
 
 def segment_path(directory: str, number: int) -> str:
     return os.path.join(directory, f"journal-{number:012d}")
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 class JournalFiles:

@@ -8,10 +8,12 @@ installation is finished at the next start. Layout: docs/format.md, "Manifest".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from metadata_raft.configuration import Configuration
-from metadata_raft.sealed import read_sealed, write_sealed
+from metadata_raft.sealed import SealedFile, no_room, read_sealed
 from metadata_raft.storage_errors import StorageDamagedError, StorageForeignError
 from ring.filesystem import FileSystem
 from ring.members import NodeId
@@ -69,20 +71,35 @@ _decoder = msgspec.msgpack.Decoder(Manifest)
 class ManifestFile:
     """The durable manifest; `current` is what is on the disk. Raft thread only."""
 
-    def __init__(self, filesystem: FileSystem, path: str, current: Manifest) -> None:
-        self._filesystem = filesystem
-        self._path = path
+    def __init__(
+        self, filesystem: FileSystem, path: str, current: Manifest, make_room: Callable[[], bool]
+    ) -> None:
+        self._file = SealedFile(filesystem, path, _KIND, _VERSION, make_room)
         self.current = current
 
     @classmethod
-    def create(cls, filesystem: FileSystem, path: str, manifest: Manifest) -> ManifestFile:
-        """Durable on return. Raises StorageFailedError."""
-        manifest_file = cls(filesystem, path, manifest)
+    def create(
+        cls,
+        filesystem: FileSystem,
+        path: str,
+        manifest: Manifest,
+        *,
+        make_room: Callable[[], bool] = no_room,
+    ) -> ManifestFile:
+        """Durable on return; `make_room` as for `SealedFile`. Raises StorageFailedError."""
+        manifest_file = cls(filesystem, path, manifest, make_room)
         manifest_file._write(manifest)
         return manifest_file
 
     @classmethod
-    def load(cls, filesystem: FileSystem, path: str, identity: Identity) -> ManifestFile | None:
+    def load(
+        cls,
+        filesystem: FileSystem,
+        path: str,
+        identity: Identity,
+        *,
+        make_room: Callable[[], bool] = no_room,
+    ) -> ManifestFile | None:
         """None where there is no file. Raises StorageDamagedError, StorageForeignError."""
         body = read_sealed(filesystem, path, _KIND, _VERSION)
         if body is None:
@@ -96,7 +113,7 @@ class ManifestFile:
                 f"{path} belongs to {manifest.identity}; this is {identity}. "
                 "Use the directory that belongs to this node"
             )
-        return cls(filesystem, path, manifest)
+        return cls(filesystem, path, manifest, make_room)
 
     def update(
         self,
@@ -122,5 +139,5 @@ class ManifestFile:
             self._write(changed)
 
     def _write(self, manifest: Manifest) -> None:
-        write_sealed(self._filesystem, self._path, _KIND, _VERSION, _encoder.encode(manifest))
+        self._file.write(_encoder.encode(manifest))
         self.current = manifest

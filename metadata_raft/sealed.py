@@ -13,7 +13,9 @@ torn write. A failed write or sync is fatal: what the disk then holds is unknown
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Callable
 
 from blake3 import blake3
 
@@ -22,6 +24,7 @@ from metadata_raft.storage_errors import (
     StorageFailedError,
     StorageUnusableError,
 )
+from metadata_raft.suspect import is_disk_full, mark_suspect
 from ring.filesystem import FileSystem, read_file, write_file_atomically
 
 _HEADER = struct.Struct("<4s4sII")
@@ -63,9 +66,41 @@ def read_sealed(filesystem: FileSystem, path: str, kind: bytes, version: int) ->
     return unseal(kind, version, read_file(filesystem, path)[:SIZE_LIMIT], path)
 
 
-def write_sealed(filesystem: FileSystem, path: str, kind: bytes, version: int, body: bytes) -> None:
-    """Replace a sealed file; durable on return. Raises StorageFailedError."""
-    try:
-        write_file_atomically(filesystem, path, seal(kind, version, body))
-    except OSError as error:
-        raise StorageFailedError(f"{path} could not be made durable: {error}") from error
+class SealedFile:
+    """One sealed file of a kind that is written again and again.
+
+    `make_room` is called when the disk is full, and says whether another try makes sense.
+    """
+
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        path: str,
+        kind: bytes,
+        version: int,
+        make_room: Callable[[], bool],
+    ) -> None:
+        self._filesystem = filesystem
+        self._path = path
+        self._kind = kind
+        self._version = version
+        self._make_room = make_room
+
+    def write(self, body: bytes) -> None:
+        """Replace the file; durable on return. Raises StorageFailedError."""
+        data = seal(self._kind, self._version, body)
+        try:
+            try:
+                write_file_atomically(self._filesystem, self._path, data)
+            except OSError as error:
+                if not (is_disk_full(error) and self._make_room()):
+                    raise
+                write_file_atomically(self._filesystem, self._path, data)
+        except OSError as error:
+            mark_suspect(self._filesystem, os.path.dirname(self._path), error)
+            raise StorageFailedError(f"{self._path} could not be made durable: {error}") from error
+
+
+def no_room() -> bool:
+    """The `make_room` of a place without a reserve."""
+    return False

@@ -20,16 +20,13 @@ from dataclasses import dataclass
 
 from metadata_raft.configuration import Configuration
 from metadata_raft.errors import StateMismatchError
-from metadata_raft.journal import SUSPECT_NAME, Journal, JournalSettings
+from metadata_raft.journal import Journal, JournalSettings
 from metadata_raft.journal_files import JournalFiles, LogContents, Segment, segment_path
 from metadata_raft.journal_format import FileHeader, decode_contents, decode_header
 from metadata_raft.manifest import Base, Identity, Manifest, ManifestFile, PendingInstall
 from metadata_raft.reserve import Reserve
-from metadata_raft.storage_errors import (
-    StorageDamagedError,
-    StorageFailedError,
-    StorageUnusableError,
-)
+from metadata_raft.storage_errors import StorageDamagedError, StorageFailedError
+from metadata_raft.suspect import refuse_suspect
 from metadata_raft.vote_file import VoteFile
 from ring.filesystem import FileSystem, read_file
 
@@ -38,6 +35,10 @@ VOTE_NAME = "vote"
 RESERVE_NAME = "reserve"
 _SEGMENT_PREFIX = "journal-"
 _UNFINISHED_SUFFIX = ".new"
+
+INCOMING_SUFFIX = ".incoming"
+OUTGOING_SUFFIX = ".outgoing"
+"""Of the names of a state on its way, behind the database's."""
 
 STATE_SIDE_FILES = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database; of the old one, they must not meet the new one."""
@@ -93,16 +94,8 @@ def _open(
     settings: JournalSettings,
     entropy: Callable[[int], bytes],
 ) -> Storage:
+    refuse_suspect(filesystem, directory)
     names = filesystem.names(directory)
-    if SUSPECT_NAME in names:
-        mark = os.path.join(directory, SUSPECT_NAME)
-        reason = read_file(filesystem, mark).decode(errors="replace").strip()
-        raise StorageUnusableError(
-            f"{mark}: a write or sync failed here ({reason}). Check the disk. If it is sound, "
-            "delete this file and start again: nothing was acknowledged that had not been synced "
-            "before; else remove this node from the cluster, wipe its data directory, and let it "
-            "join again"
-        )
     for name in names:
         if name.endswith(_UNFINISHED_SUFFIX):
             filesystem.unlink(os.path.join(directory, name))
@@ -114,16 +107,22 @@ def _open(
         for name in names
         if name.startswith(_SEGMENT_PREFIX) and name.removeprefix(_SEGMENT_PREFIX).isdigit()
     )
+    reserve = Reserve(filesystem, os.path.join(directory, RESERVE_NAME), settings.reserve_bytes)
     manifest, vote = _open_roots(
-        filesystem, directory, identity, configuration, has_journal=bool(numbers)
+        filesystem,
+        directory,
+        identity,
+        configuration,
+        has_journal=bool(numbers),
+        make_room=reserve.release,
     )
+    _remove_copies(filesystem, directory, names, manifest.current.pending)
     contents = _read_log(filesystem, directory, identity, manifest.current, numbers)
     if contents.entries and vote.current.term < contents.entries[-1][2]:
         raise StorageDamagedError(
             os.path.join(directory, VOTE_NAME),
             f"its term {vote.current.term} is older than the journal's {contents.entries[-1][2]}",
         )
-    reserve = Reserve(filesystem, os.path.join(directory, RESERVE_NAME), settings.reserve_bytes)
     reserve.restore()
     files = JournalFiles(
         filesystem,
@@ -158,12 +157,13 @@ def _open_roots(
     configuration: Configuration,
     *,
     has_journal: bool,
+    make_room: Callable[[], bool],
 ) -> tuple[ManifestFile, VoteFile]:
     """Manifest and vote. They are made in this order, before the first segment."""
     manifest_path = os.path.join(directory, MANIFEST_NAME)
     vote_path = os.path.join(directory, VOTE_NAME)
-    vote = VoteFile.load(filesystem, vote_path)
-    manifest = ManifestFile.load(filesystem, manifest_path, identity)
+    vote = VoteFile.load(filesystem, vote_path, make_room=make_room)
+    manifest = ManifestFile.load(filesystem, manifest_path, identity, make_room=make_room)
     if manifest is None:
         if has_journal or vote is not None:
             raise StorageDamagedError(manifest_path, "it is missing beside a journal or vote")
@@ -176,12 +176,24 @@ def _open_roots(
                 first_segment=1,
                 configuration=configuration,
             ),
+            make_room=make_room,
         )
     if vote is None:
         if has_journal:
             raise StorageDamagedError(vote_path, "it is missing beside a journal")
-        vote = VoteFile.create(filesystem, vote_path)
+        vote = VoteFile.create(filesystem, vote_path, make_room=make_room)
     return manifest, vote
+
+
+def _remove_copies(
+    filesystem: FileSystem, directory: str, names: list[str], pending: PendingInstall | None
+) -> None:
+    """Copies of states, sent or received, that a former process did not get done with."""
+    for name in names:
+        path = os.path.join(directory, name)
+        unwanted = pending is None or path != pending.source
+        if OUTGOING_SUFFIX in name or (INCOMING_SUFFIX in name and unwanted):
+            filesystem.unlink(path)
 
 
 def _read_log(

@@ -8,9 +8,11 @@ must not start (rule M4). Layout: docs/format.md, "Vote file".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
-from metadata_raft.sealed import read_sealed, write_sealed
+from metadata_raft.sealed import SealedFile, no_room, read_sealed
 from metadata_raft.storage_errors import StorageDamagedError
 from ring.filesystem import FileSystem
 from ring.members import NodeId
@@ -33,26 +35,31 @@ _decoder = msgspec.msgpack.Decoder(Vote)
 class VoteFile:
     """The durable vote; `current` is what is on the disk. Raft thread only."""
 
-    def __init__(self, filesystem: FileSystem, path: str, current: Vote) -> None:
-        self._filesystem = filesystem
-        self._path = path
+    def __init__(
+        self, filesystem: FileSystem, path: str, current: Vote, make_room: Callable[[], bool]
+    ) -> None:
+        self._file = SealedFile(filesystem, path, _KIND, _VERSION, make_room)
         self.current = current
 
     @classmethod
-    def create(cls, filesystem: FileSystem, path: str) -> VoteFile:
-        """A new node's: term 0, no vote; durable on return."""
-        vote_file = cls(filesystem, path, Vote(0, None))
+    def create(
+        cls, filesystem: FileSystem, path: str, *, make_room: Callable[[], bool] = no_room
+    ) -> VoteFile:
+        """A new node's: term 0, no vote; durable on return. `make_room` as for `SealedFile`."""
+        vote_file = cls(filesystem, path, Vote(0, None), make_room)
         vote_file._write(vote_file.current)
         return vote_file
 
     @classmethod
-    def load(cls, filesystem: FileSystem, path: str) -> VoteFile | None:
+    def load(
+        cls, filesystem: FileSystem, path: str, *, make_room: Callable[[], bool] = no_room
+    ) -> VoteFile | None:
         """None where there is no file. Raises StorageDamagedError."""
         body = read_sealed(filesystem, path, _KIND, _VERSION)
         if body is None:
             return None
         try:
-            return cls(filesystem, path, _decoder.decode(body))
+            return cls(filesystem, path, _decoder.decode(body), make_room)
         except msgspec.DecodeError as error:
             raise StorageDamagedError(path, f"unreadable: {error}") from error
 
@@ -72,5 +79,5 @@ class VoteFile:
         self._write(Vote(term, voted_for))
 
     def _write(self, vote: Vote) -> None:
-        write_sealed(self._filesystem, self._path, _KIND, _VERSION, _encoder.encode(vote))
+        self._file.write(_encoder.encode(vote))
         self.current = vote

@@ -253,6 +253,18 @@ async def test_one_at_a_time(pair: Pair) -> None:
     assert refused == [StateRefused(9, "busy")]
 
 
+async def test_late_credit(pair: Pair) -> None:
+    """Credit that comes when all was sent begins nothing anew."""
+    await pair.receiver.fetch("source")
+    task = pair.source._task
+    assert task is not None
+    await asyncio.wait_for(task, 10)
+    pieces = pair.link.pieces
+    pair.source.receive("receiver", StateRequest(1, 1000))
+    assert pair.source._task is task
+    assert pair.link.pieces == pieces
+
+
 async def test_receiver_begins_anew(pair: Pair) -> None:
     """A receiver that restarted is served at once, in place of its former attempt."""
     pair.source.receive("receiver", StateRequest(50, 2))

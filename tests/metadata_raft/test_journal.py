@@ -8,7 +8,7 @@ import pytest
 
 from metadata_raft import journal_format
 from metadata_raft.errors import FatalRaftError, StateMismatchError
-from metadata_raft.journal import SUSPECT_NAME, JournalSettings
+from metadata_raft.journal import JournalSettings
 from metadata_raft.journal_files import segment_path
 from metadata_raft.journal_format import (
     HEADER_SIZE,
@@ -28,6 +28,7 @@ from metadata_raft.storage_errors import (
     StorageForeignError,
     StorageUnusableError,
 )
+from metadata_raft.suspect import SUSPECT_NAME
 from ring.filesystem import read_file, write_file_atomically
 from tests.fakes.filesystem import FakeFileSystem
 from tests.metadata_raft.journal_world import DIRECTORY, IDENTITY, new_disk, open_journal
@@ -348,7 +349,14 @@ def test_leftovers_are_removed() -> None:
     storage = filled(disk, 3)
     storage.journal.reset(50, 1)
     storage.close()
-    for name in ("journal-000000000001", "journal-000000000009.new", "vote.new"):
+    for name in (
+        "journal-000000000001",
+        "journal-000000000009.new",
+        "vote.new",
+        "state.db.incoming",
+        "state.db.outgoing",
+        "state.db.outgoing-journal",
+    ):
         disk.open(f"{DIRECTORY}/{name}", create=True).close()
     open_journal(disk, PLAIN)
     assert disk.names(DIRECTORY) == ["journal-000000000002", "manifest", "vote"]

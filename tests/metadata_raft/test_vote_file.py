@@ -123,3 +123,4 @@ def test_failed_write_or_sync(disk: FakeFileSystem, operation: str) -> None:
     with pytest.raises(StorageFailedError, match="Input/output error"):
         vote_file.store(1, "a")
     assert vote_file.current == Vote(0, None)
+    assert disk.exists("/suspect")
