@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -31,6 +32,9 @@ from pysyncobj.transport import Transport  # noqa: E402
 
 # The import replaces it for the whole process with one that raises (hazard 17).
 socket.inet_ntop = _inet_ntop
+# Its own is CLOCK_MONOTONIC_RAW, which drifts away from everybody else's; deadlines are set on both
+# sides of this module.
+syncobj.monotonicTime = time.monotonic
 # Otherwise every instance keeps two descriptors of a pipe nobody reads, until it is full.
 syncobj.PIPE_NOTIFIER_ENABLED = False
 

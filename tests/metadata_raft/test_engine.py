@@ -8,6 +8,7 @@ import inspect
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -51,6 +52,12 @@ def test_the_library_is_the_one_this_was_built_on() -> None:
         assert f"self.{name}" in library, f"the library has no {name} any more"
     for name in re.findall(r"def _SyncObj(__\w+)", ours):
         assert hasattr(module.SyncObj, f"_SyncObj{name}"), f"{name} replaces nothing"
+
+
+def test_the_library_reads_the_same_clock() -> None:
+    """Its deadlines and ours are compared: a clock that is slewed differently would hold elections
+    back, or bring them on, by the difference."""
+    assert importlib.import_module("pysyncobj.syncobj").monotonicTime is time.monotonic
 
 
 def test_names_of_addresses_still_work() -> None:
