@@ -20,9 +20,6 @@ SWITCH_INTERVAL_SECONDS = 0.0005
 """How long a thread may keep the interpreter from another: the Raft thread must answer in time
 while the main loop moves bulk data. The default of 5 ms is a tenth of a heartbeat."""
 
-_GC_THRESHOLD = 20_000
-"""Allocations between collections of the youngest generation: requests make few cycles."""
-
 
 def end_with_parent(parent: int) -> None:
     """Ask the kernel for SIGTERM when the parent dies. Raises NodeError if it is gone already."""
@@ -35,8 +32,8 @@ def tune_interpreter() -> None:
     """Fair threads, and no garbage collector walking over what imports have made."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     gc.collect()
+    # Thresholds stay as they are: errors make cycles, and a cycle may hold an 8 MiB buffer.
     gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD, 50, 50)
 
 
 def end_at_the_latest_in(seconds: float) -> None:
