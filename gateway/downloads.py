@@ -176,7 +176,9 @@ class Downloads:
                 return response
             response = web.StreamResponse(status=status, headers=headers)
             await response.prepare(request)
-            await self._stream(request, response, reader, buffer, span)
+            first = deque([buffer])
+            del buffer
+            await self._stream(request, response, reader, first, span)
             return response
         finally:
             reader.close()
@@ -186,22 +188,19 @@ class Downloads:
         request: web.BaseRequest,
         response: web.StreamResponse,
         reader: _ReadAhead,
-        buffer: ReadOnlyBuffer,
+        ready: deque[ReadOnlyBuffer],
         span: Span,
     ) -> None:
+        # A piece has one holder at a time, as its buffer returns to the pool with the last: a
+        # download that waits for its next piece while it keeps the one it has sent, or the first,
+        # can stand in its own way, and eight of them in everybody's.
         left = span.end - span.start
-        silence_seconds = self._backends.settings.body_silence_seconds
         try:
             while True:
-                view = memoryview(buffer)
-                left -= len(view)
-                for start in range(0, len(view), SEND_SIZE):
-                    async with asyncio.timeout(silence_seconds):
-                        await response.write(view[start : start + SEND_SIZE])
-                self._backends.metrics.sent_bytes.inc(len(view))
+                left -= await self._send(response, ready.popleft())
                 if left <= 0:
                     break
-                buffer = await reader.next()
+                ready.append(await reader.next())
             await response.write_eof()
         except ConnectionError:
             raise
@@ -211,6 +210,16 @@ class Downloads:
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError("the contents could not be had in full") from error
+
+    async def _send(self, response: web.StreamResponse, buffer: ReadOnlyBuffer) -> int:
+        """Send one piece; returns its size."""
+        silence_seconds = self._backends.settings.body_silence_seconds
+        view = memoryview(buffer)
+        for start in range(0, len(view), SEND_SIZE):
+            async with asyncio.timeout(silence_seconds):
+                await response.write(view[start : start + SEND_SIZE])
+        self._backends.metrics.sent_bytes.inc(len(view))
+        return len(view)
 
     def _pieces(self, found: _Found, span: Span) -> Iterator[Piece]:
         """The pieces of the span, looking segments up a page at a time."""

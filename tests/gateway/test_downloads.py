@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from gateway.downloads import READ_AHEAD_PIECES, SEGMENTS_AT_ONCE
 from metadata_raft.commands import SEGMENT_CHUNK_LIMIT, ReclaimStep
+from ring.buffers import BufferPool
 from tests.gateway.serving import TINY_CHUNK, Serving, contents, eventually, serving
 
 
@@ -66,6 +67,16 @@ async def test_downloads_share_a_budget(tmp_path: Path) -> None:
         watching.cancel()
         assert all(answer.body == contents(30_000) for answer in answers)
         assert 0 < most <= 3 * TINY_CHUNK
+
+
+async def test_a_download_does_not_stand_in_its_own_way(tmp_path: Path) -> None:
+    """With a single buffer for all reads a long file still comes through: what was sent lets go."""
+    pool = BufferPool(8 * 1024 * 1024, wait_seconds=1.0)
+    async with serving(str(tmp_path), buffers=pool, chunk_size_bytes=5 << 20) as gateway:
+        data = contents(20 << 20)
+        await gateway.file("PUT", "box/f", data=data)
+        gateway.chunks.pool = pool
+        assert (await gateway.file("GET", "box/f")).body == data
 
 
 async def test_a_vanished_reader_stops_the_reads(gateway: Serving) -> None:
