@@ -11,7 +11,8 @@
 
     FatalRaftError                  the process must end; going on could lose acknowledged data
     ├── CommittedConflictError      a leader asks to truncate what is committed here
-    └── StateMismatchError          journal, manifest and state do not belong together
+    ├── StateMismatchError          journal, manifest and state do not belong together
+    └── (the disk's)                storage_errors.py
 
     PeerError                       a connection was closed; the transport dials again
     ├── HandshakeError              wrong key, cluster, incarnation or node

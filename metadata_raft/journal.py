@@ -65,8 +65,8 @@ class Journal:
         reserve: Reserve,
         settings: JournalSettings,
     ) -> None:
+        self.directory = directory
         self._filesystem = filesystem
-        self._directory = directory
         self._entries = entries
         """All of the log; those beyond `files.offsets` are not durable yet."""
         self._files = files
@@ -187,7 +187,7 @@ class Journal:
         frees space is `privileged`: it may use up the reserve.
         """
         if not self._reserve.has_room(privileged=privileged):
-            raise StorageFullError(f"{self._directory}: the disk is full")
+            raise StorageFullError(f"{self.directory}: the disk is full")
         needed = size_bytes + entries * record_size(0) + ROOM_FOR_LIBRARY_BYTES
         if self._restart or self._files.fits(needed):
             return
@@ -261,7 +261,7 @@ class Journal:
                 raise
             del self._entries[len(self._files.offsets) :]
             self._files.cut_back()
-            raise StorageFullError(f"{self._directory}: the disk is full") from error
+            raise StorageFullError(f"{self.directory}: the disk is full") from error
 
     def _roll(self, *, use_reserve: bool) -> None:
         try:
@@ -272,7 +272,7 @@ class Journal:
             if use_reserve and self._reserve.release():
                 self._roll(use_reserve=False)
                 return
-            raise StorageFullError(f"{self._directory}: the disk is full") from error
+            raise StorageFullError(f"{self.directory}: the disk is full") from error
 
     def _drop_segments(self, count: int) -> None:
         if count <= 0:
@@ -287,12 +287,12 @@ class Journal:
     def _guard(self, action: Callable[[], None]) -> None:
         """Run what touches the disk; an error that the action lets through is final (M4)."""
         if self._failed:
-            raise StorageFailedError(f"{self._directory}: a write or sync failed before")
+            raise StorageFailedError(f"{self.directory}: a write or sync failed before")
         try:
             action()
         except (OSError, StorageFailedError) as error:
             self._failed = True
-            mark_suspect(self._filesystem, self._directory, error)
+            mark_suspect(self._filesystem, self.directory, error)
             raise StorageFailedError(
-                f"{self._directory} could not be written or synced: {error}; this process must end"
+                f"{self.directory} could not be written or synced: {error}; this process must end"
             ) from error

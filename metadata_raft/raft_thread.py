@@ -36,8 +36,8 @@ from metadata_raft.settings import RaftSettings
 from metadata_raft.state_machine import StateMachine
 from metadata_raft.storage import (
     Storage,
-    align_journal,
     begin_install,
+    check_state,
     finish_install,
     open_storage,
 )
@@ -233,7 +233,7 @@ class RaftThread:
             raise
         try:
             self.applied = self._state.applied
-            align_journal(
+            check_state(
                 self._storage.journal,
                 applied_index=self.applied.index,
                 applied_term=self.applied.term,

@@ -290,23 +290,27 @@ def finish_install(storage: Storage, *, reset: Callable[[int, int], None]) -> bo
     return True
 
 
-def align_journal(journal: Journal, *, applied_index: int, applied_term: int) -> None:
+def check_state(journal: Journal, *, applied_index: int, applied_term: int) -> None:
     """Check that journal and state belong together, at start, before anything is applied.
 
-    A power cut may have torn off unsynced entries that the state had applied already: they are
-    committed, so the journal begins anew behind them. Raises StateMismatchError where entries
-    between the two are missing.
+    Nothing is applied that was not flushed before. So a state that is ahead of the journal shows
+    that durable entries are missing, even where the damage looked like a torn tail. Raises
+    StorageDamagedError; StateMismatchError where the two contradict each other.
     """
-    if len(journal) == 0 or applied_index > journal.last_index:
-        if applied_index > 0:
-            journal.reset(applied_index, applied_term)
-    elif applied_index < journal.first_index and journal.first_index > 1:
-        raise StateMismatchError(
-            f"the state ends with entry {applied_index}, the journal begins with "
-            f"{journal.first_index}; remove this node, wipe its data directory, and let it join "
-            "again"
+    last_index = journal.last_index if len(journal) else 0
+    if applied_index > last_index:
+        raise StorageDamagedError(
+            journal.directory,
+            f"the state holds entry {applied_index}, the journal ends with {last_index}",
         )
-    elif (term := journal.term_at(applied_index)) is not None and term != applied_term:
+    if len(journal) and applied_index < journal.first_index and journal.first_index > 1:
+        raise StorageDamagedError(
+            journal.directory,
+            f"the state ends with entry {applied_index}, the journal begins with "
+            f"{journal.first_index}",
+        )
+    term = journal.term_at(applied_index)
+    if term is not None and term != applied_term:
         raise StateMismatchError(
             f"entry {applied_index} has term {term} in the journal, {applied_term} in the state"
         )

@@ -50,6 +50,9 @@ LEFT_OUT = shutil.ignore_patterns(
     ".demo*", "*.egg-info", "build", "dist", "node_modules",
 )  # fmt: skip
 
+UNBROKEN_TIMEOUT_SECONDS = 1200
+"""For all of the named tests at once, before anything is broken."""
+
 PYTEST_FAILED = 1
 """pytest's exit status where tests ran and some failed; others mean that nothing was shown."""
 
@@ -106,7 +109,9 @@ def load_mutations(directory: Path = TABLES) -> list[Mutation]:
     return mutations
 
 
-def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int | None, str]:
+def run_tests(
+    tree: Path, tests: Sequence[str], timeout_seconds: float = TIMEOUT_SECONDS
+) -> tuple[int | None, str]:
     """pytest's exit status in a tree, None where it took too long, and the end of its output."""
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
@@ -120,7 +125,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int | None, str]:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+        output, _ = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         # What the tests started has the same session, and goes too.
         with contextlib.suppress(ProcessLookupError):
@@ -177,7 +182,7 @@ def run(mutations: Sequence[Mutation], jobs: int) -> Iterator[Report]:
         tree = trees.get()
         tests = sorted({test for mutation in mutations for test in mutation.tests})
         started = time.monotonic()
-        status, output = run_tests(tree, tests)
+        status, output = run_tests(tree, tests, UNBROKEN_TIMEOUT_SECONDS)
         trees.put(tree)
         if status != 0:
             seconds = time.monotonic() - started

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from metadata_raft import journal_format
-from metadata_raft.errors import FatalRaftError, StateMismatchError
+from metadata_raft.errors import StateMismatchError
 from metadata_raft.journal import JournalSettings
 from metadata_raft.journal_files import segment_path
 from metadata_raft.journal_format import (
@@ -22,7 +22,7 @@ from metadata_raft.journal_format import (
 )
 from metadata_raft.manifest import Identity
 from metadata_raft.messages import LogEntry
-from metadata_raft.storage import Storage, align_journal, open_storage
+from metadata_raft.storage import Storage, check_state, open_storage
 from metadata_raft.storage_errors import (
     StorageDamagedError,
     StorageForeignError,
@@ -366,25 +366,35 @@ def test_leftovers_are_removed() -> None:
 
 
 def test_state_ahead_of_the_journal() -> None:
-    """A state that applied entries which a power cut tore off the journal goes on behind them."""
-    journal = filled(new_disk(), 5).journal
-    align_journal(journal, applied_index=8, applied_term=1)
-    assert journal[:] == [(b"\x01", 8, 1)]
+    """Nothing is applied before it is durable: a state that holds more than the journal shows
+    that durable entries are gone, even where that looked like a torn tail."""
+    disk = new_disk()
+    filled(disk, 5).close()
+    offset = HEADER_SIZE + record_size(1) + 3 * record_size(len(entry(3)[0]))
+    disk.flip_bit(FIRST, (offset + 60) * 8)
+    journal = open_journal(disk, PLAIN).journal
+    assert journal.last_index == 4
+    with pytest.raises(StorageDamagedError, match="holds entry 5, the journal ends with 4"):
+        check_state(journal, applied_index=5, applied_term=1)
+    with pytest.raises(StorageDamagedError, match="holds entry 3, the journal ends with 0"):
+        check_state(open_journal(new_disk()).journal, applied_index=3, applied_term=1)
 
 
 def test_state_within_the_journal() -> None:
-    """Where both fit nothing changes; where they contradict each other the node stops."""
+    """Where both fit all is well; where they contradict each other the node stops."""
     journal = filled(new_disk(), 5).journal
-    align_journal(journal, applied_index=0, applied_term=0)
-    align_journal(journal, applied_index=4, applied_term=1)
-    assert len(journal) == 5
+    check_state(journal, applied_index=0, applied_term=0)
+    check_state(journal, applied_index=4, applied_term=1)
+    check_state(journal, applied_index=5, applied_term=1)
+    check_state(open_journal(new_disk()).journal, applied_index=0, applied_term=0)
     with pytest.raises(StateMismatchError, match="has term"):
-        align_journal(journal, applied_index=4, applied_term=3)
+        check_state(journal, applied_index=4, applied_term=3)
 
 
 def test_state_behind_the_journal() -> None:
     """Entries between state and journal that are nowhere: the node stops."""
     journal = filled(new_disk(), 5).journal
     journal.reset(50, 1)
-    with pytest.raises(FatalRaftError, match="begins with 50"):
-        align_journal(journal, applied_index=20, applied_term=1)
+    check_state(journal, applied_index=50, applied_term=1)
+    with pytest.raises(StorageDamagedError, match="begins with 50"):
+        check_state(journal, applied_index=49, applied_term=1)
