@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -384,9 +385,23 @@ class _Exchange:
 
     def _unreachable(self, error: Exception) -> PeerUnreachableError:
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        self.body = None
+        _let_go(error)
         return PeerUnreachableError(
             self.member.node_id, f"{self.member.peer_address} does not answer ({told})"
         )
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames behind an error, which hold buffers that were to be sent or filled.
+
+    aiohttp makes cycles of its errors, and what they hold would come back to the pool only with
+    some later garbage collection; a peer that is down could so use up a node's buffers.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
 
 
 _TRANSPORT_ERRORS = (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError)
