@@ -47,7 +47,7 @@ FIRST_PIECE_SECONDS = 120.0
 PIECE_SECONDS = 20.0
 """How long either side waits for the other's next word."""
 
-LEASE_AFTER_SECONDS = 60.0
+LEASE_AFTER_SECONDS = 30.0
 """How long the source holds its log after the last piece: the receiver installs and reconnects."""
 
 RETRY_SECONDS = 1.0

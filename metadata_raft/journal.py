@@ -45,8 +45,9 @@ class JournalSettings:
     tail_entries: int = 20_000
     tail_bytes: int = 32 * 1024 * 1024
     """Compaction keeps as many entries, in at most so many bytes, for followers that lag."""
-    lease_bytes: int = 256 * 1024 * 1024
-    """A state download holds compaction back until the log is this long (rule M6)."""
+    lease_bytes: int = 128 * 1024 * 1024
+    """A state download holds compaction back until the log, which is in memory too, is this long
+    (rule M6): several seconds of the fullest load, and minutes of an ordinary one."""
     reserve_bytes: int = 32 * 1024 * 1024
     """Given up when the disk is full, so that deletions and generations go on (rule M4)."""
 

@@ -61,6 +61,7 @@ class Link:
         self.pieces = 0
         self.unanswered = 0
         self.window_max = 0
+        self.is_congested = False
 
     def end(self, own: str) -> LinkEnd:
         return LinkEnd(self, own)
@@ -87,7 +88,7 @@ class LinkEnd:
         asyncio.get_running_loop().call_soon(target, self._own, message)
 
     def can_send(self, node_id: str) -> bool:
-        return True
+        return not self._link.is_congested
 
     def flush(self) -> None:
         pass
@@ -235,6 +236,24 @@ async def test_silent_receiver(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> N
     await asyncio.wait_for(task, 10)
     assert pair.link.pieces == 2
     assert not (pair.database.parent / "state.db.outgoing").exists()
+
+
+async def test_congested_connection(pair: Pair) -> None:
+    """While the connection has enough to do no piece is added; afterwards the rest follows."""
+
+    def congest(piece: StatePiece) -> StatePiece:
+        pair.link.is_congested = piece.number == 1
+        return piece
+
+    pair.link.on_piece = congest
+    fetching = asyncio.create_task(pair.fetch())
+    while not pair.link.is_congested:
+        await asyncio.sleep(0.001)
+    for _ in range(20):
+        await asyncio.sleep(download.SEND_PAUSE_SECONDS)
+        assert pair.link.pieces == 2
+    pair.link.is_congested = False
+    assert rows((await fetching).path) == rows(pair.database)
 
 
 async def test_one_at_a_time(pair: Pair) -> None:
