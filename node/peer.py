@@ -201,7 +201,11 @@ class Node:
             self._data.replicator,
             self._data.pool,
             self._cluster,
-            settings=GatewaySettings(chunk_size_bytes=settings.chunk_size_bytes),
+            settings=GatewaySettings(
+                chunk_size_bytes=settings.chunk_size_bytes,
+                # Half of the clients' buffers, so that slow downloads leave room for uploads.
+                read_budget_bytes=settings.buffer_budget_bytes // 4,
+            ),
             workers=self._workers,
             registry=self._registry,
         )
