@@ -24,7 +24,7 @@ from metadata_raft.batching import Draft
 from metadata_raft.compaction import LogLease
 from metadata_raft.configuration import Configuration
 from metadata_raft.download import Downloads, ReceivedState
-from metadata_raft.errors import MetadataError, NoQuorumError
+from metadata_raft.errors import MetadataError, NoQuorumError, StateMismatchError
 from metadata_raft.frames import Identity
 from metadata_raft.log import ReplicatedLog
 from metadata_raft.manifest import Identity as DirectoryIdentity
@@ -103,6 +103,7 @@ class RaftThread:
         self._stages: tuple[int, dict[NodeId, str]] = (-1, {})
         self._peers_version = -1
         self._peers_changed = False
+        self._removed: tuple[NodeId, ...] = ()
         self._compacted_size = 0
         self._compaction_at = 0.0
         self.status: RaftStatus
@@ -381,8 +382,13 @@ class RaftThread:
 
     def _publish_status(self) -> None:
         self.status = self._replica.status()
-        removed = self._replica.engine.configuration.removed
-        self.is_removed = self._replica.is_removed or self._settings.node_id in removed
+        removed = self._replica.committed_configuration().removed
+        if removed != self._removed:
+            self._removed = removed
+            self.is_removed = self.is_removed or self._settings.node_id in removed
+            # They dial again, and the handshake tells them.
+            for node_id in removed:
+                self._transport.close_inbound(node_id)
 
     def _tell_start(self, address: str, error: BaseException | None) -> None:
         if self._ready.done():
@@ -423,6 +429,10 @@ class RaftThread:
             )
             self._readers.reopen()
             self._state = StateMachine(path)
+            if self._state.applied.index != base.index:
+                raise StateMismatchError(
+                    f"a downloaded state holds entry {self._state.applied.index}, not {base.index}"
+                )
             replica.installed(description.configuration, self._state)
             self._answer_from_results()
             self._peers_changed = True
@@ -498,10 +508,10 @@ class RaftThread:
             self._schedule_step()
 
     def is_removed_peer(self, node_id: NodeId) -> bool:
-        return node_id in self._replica.engine.configuration.removed
+        return node_id in self._replica.committed_configuration().removed
 
     def was_removed(self) -> None:
-        self._replica.is_removed = True
+        self.is_removed = True
 
     def peer_address(self, node_id: NodeId, address: str) -> None:
         if address and self._learned.get(node_id) != address:

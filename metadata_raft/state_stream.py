@@ -53,18 +53,6 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(StateDescription)
 
 
-def read_base(database: str, *, immutable: bool = False) -> Base:
-    """The last entry a closed or read-only database holds. Raises StateStreamError."""
-    options = "mode=ro&immutable=1" if immutable else "mode=ro"
-    try:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{quote(database)}?{options}", uri=True)
-        ) as connection:
-            return _read_base(connection)
-    except sqlite3.Error as error:
-        raise StateStreamError(f"{database} can't be read: {error}") from error
-
-
 def _read_base(connection: sqlite3.Connection) -> Base:
     row = connection.execute("SELECT applied_index, applied_term FROM cluster").fetchone()
     return Base(row[0], row[1])

@@ -23,7 +23,6 @@ from metadata_raft.state_stream import (
     StateEncoder,
     StateStreamError,
     copy_database,
-    read_base,
 )
 from ring.filesystem import RealFileSystem
 from tests.fakes.filesystem import FakeFileSystem
@@ -45,6 +44,11 @@ def make_state(path: Path, *, index: int = 7, term: int = 3) -> Path:
         )
         connection.commit()
     return path
+
+
+def base_of(path: Path | str) -> Base:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return Base(*connection.execute("SELECT * FROM cluster").fetchone())
 
 
 def rows(path: Path | str) -> list[tuple[str, bytes]]:
@@ -148,7 +152,7 @@ async def test_arrives_whole(pair: Pair) -> None:
     """The receiver gets every row, the base, and the configuration there; no copy stays behind."""
     received = await pair.fetch()
     assert rows(received.path) == rows(pair.database)
-    assert received.description.base == Base(7, 3) == read_base(received.path, immutable=True)
+    assert received.description.base == Base(7, 3) == base_of(received.path)
     assert received.description.configuration == CONFIGURATION
     assert os.listdir(pair.database.parent) == ["state.db"]
 
@@ -175,7 +179,7 @@ async def test_copy_is_of_one_commit(pair: Pair) -> None:
         received = await pair.fetch()
     assert rows(received.path) == before
     assert received.description.base == Base(7, 3)
-    assert read_base(str(pair.database)).index > 7
+    assert base_of(pair.database).index > 7
 
 
 async def test_every_damage_is_noticed(pair: Pair) -> None:
@@ -241,14 +245,17 @@ async def test_silent_receiver(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_congested_connection(pair: Pair) -> None:
     """While the connection has enough to do no piece is added; afterwards the rest follows."""
 
+    congested = asyncio.Event()
+
     def congest(piece: StatePiece) -> StatePiece:
-        pair.link.is_congested = piece.number == 1
+        if piece.number == 1:
+            pair.link.is_congested = True
+            congested.set()
         return piece
 
     pair.link.on_piece = congest
     fetching = asyncio.create_task(pair.fetch())
-    while not pair.link.is_congested:
-        await asyncio.sleep(0.001)
+    await congested.wait()
     for _ in range(20):
         await asyncio.sleep(download.SEND_PAUSE_SECONDS)
         assert pair.link.pieces == 2
