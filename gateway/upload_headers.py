@@ -53,9 +53,7 @@ def parse_upload_headers(headers: CIMultiDictProxy[str], body_size: int | None) 
         )
     if "Content-Range" in headers:
         raise ApiError("invalid_header", "a part of a file can't be uploaded (Content-Range)")
-    content_type = headers.get("Content-Type", DEFAULT_CONTENT_TYPE)
-    if not _CONTENT_TYPE.fullmatch(content_type):
-        raise ApiError("invalid_header", "Content-Type has to be 1 to 255 printable characters")
+    content_type = checked_content_type(headers.get("Content-Type", DEFAULT_CONTENT_TYPE))
     boundary: bytes | None = None
     if content_type[:19].lower() == "multipart/form-data":
         try:
@@ -86,6 +84,13 @@ def parse_upload_headers(headers: CIMultiDictProxy[str], body_size: int | None) 
         idempotency_key(headers),
         boundary,
     )
+
+
+def checked_content_type(value: str) -> str:
+    """The value, if it can go back into a header one day. Raises ApiError(invalid_header)."""
+    if not _CONTENT_TYPE.fullmatch(value):
+        raise ApiError("invalid_header", "Content-Type has to be 1 to 255 printable characters")
+    return value
 
 
 def idempotency_key(headers: Mapping[str, str]) -> str | None:

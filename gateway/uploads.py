@@ -25,6 +25,7 @@ from gateway.paths import parse_query
 from gateway.preconditions import MalformedConditionError, for_write
 from gateway.upload_headers import (
     UploadHeaders,
+    checked_content_type,
     idempotency,
     idempotency_key,
     parse_upload_headers,
@@ -145,7 +146,7 @@ class Uploads:
         if headers.boundary is not None:
             form = _FormPieces(body, headers.boundary)
             await _pump(form, writer, expected)
-            content_type = form.content_type or content_type
+            content_type = checked_content_type(form.content_type or content_type)
         else:
             whole = body.whole()
             if whole is not None:

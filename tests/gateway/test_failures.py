@@ -331,3 +331,13 @@ async def test_a_failed_read_before_the_first_byte_is_told(gateway: Serving) -> 
     assert (await gateway.file("GET", "box/f")).code == "chunks_unavailable"
     gateway.chunks.fail_reads = [ChunkNotFoundError(bytes(32))]
     assert (await gateway.file("GET", "box/f")).code == "content_damaged"
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+async def test_an_upgrade_is_declined_and_the_body_kept(gateway: Serving, protocol: str) -> None:
+    """A client that offers another protocol along with its upload still uploads all of it."""
+    head = upload_head(gateway, "Connection: Upgrade", f"Upgrade: {protocol}", "Content-Length: 5")
+    answer = await gateway.raw(head + b"hello")
+    assert answer.split(b" ", 2)[1] in {b"201", b"400"}, answer
+    stored = await gateway.file("GET", "box/f")
+    assert stored.body == b"hello" or stored.status == 404

@@ -108,3 +108,15 @@ async def test_a_wrong_form_stores_nothing(gateway: Serving) -> None:
     headers = {"Content-Type": "multipart/form-data"}
     assert (await gateway.file("PUT", "box/f", data=b"x", headers=headers)).status == 400
     assert (await gateway.file("GET", "box/f")).status == 404
+
+
+@pytest.mark.parametrize("content_type", ["text/x\r\n y", "text/\x7f", "t" * 300, "ü"])
+async def test_a_content_type_that_cannot_go_back_is_refused(
+    gateway: Serving, content_type: str
+) -> None:
+    """A part's Content-Type is checked like a request's: folded, unprintable, long ones are not."""
+    part = b'Content-Disposition: form-data; name="f"; filename="n"\r\nContent-Type: '
+    body = b"--xx--yy\r\n" + part + content_type.encode() + b"\r\n\r\none\r\n--xx--yy--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=xx--yy"}
+    refused = await gateway.file("PUT", "box/f", data=body, headers=headers)
+    assert refused.code == "invalid_header"
