@@ -10,7 +10,6 @@ from __future__ import annotations
 import msgspec
 
 from metadata_raft.commands import ENTRY_SIZE_LIMIT
-from ring.members import NodeId
 
 APPEND_SIZE_LIMIT = 1024 * 1024
 """Bytes of entries in one Append; one entry may go over by itself."""
@@ -132,13 +131,7 @@ class StateNeeded(_Message, frozen=True, tag=14):
     """As in `Append`."""
 
 
-class Removed(_Message, frozen=True, tag=15):
-    """You were removed from the cluster; stop (rule M7)."""
-
-    node_id: NodeId
-
-
-class StateRequest(_Message, frozen=True, tag=16):
+class StateRequest(_Message, frozen=True, tag=15):
     """Lagging node to a member: send me your state, or go on sending it (rule M6)."""
 
     download: int
@@ -147,7 +140,7 @@ class StateRequest(_Message, frozen=True, tag=16):
     """How many pieces, counted from the first, the receiver takes for now."""
 
 
-class StatePiece(_Message, frozen=True, tag=17):
+class StatePiece(_Message, frozen=True, tag=16):
     """A piece of the state; the first is its description, the last its digest."""
 
     download: int
@@ -156,7 +149,7 @@ class StatePiece(_Message, frozen=True, tag=17):
     last: bool
 
 
-class StateRefused(_Message, frozen=True, tag=18):
+class StateRefused(_Message, frozen=True, tag=17):
     """No state from here now, or no more of it: ask again later, or somebody else."""
 
     download: int
@@ -178,7 +171,6 @@ Message = (
     | ReadRequest
     | ReadReply
     | StateNeeded
-    | Removed
     | StateRequest
     | StatePiece
     | StateRefused

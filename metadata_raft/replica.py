@@ -54,7 +54,6 @@ from metadata_raft.messages import (
     Message,
     ReadReply,
     ReadRequest,
-    Removed,
     StateNeeded,
 )
 from metadata_raft.read_index import (
@@ -157,7 +156,6 @@ class Replica:
         """Applied index, or the error, for each token; the driver empties it."""
         self.state_needed_from: NodeId | None = None
         """A leader whose log no longer holds what this node needs; the driver downloads."""
-        self.is_removed = False
         self.on_configuration: Callable[[Configuration], None] = lambda _: None
         self._state = state
         self._links = links
@@ -228,8 +226,6 @@ class Replica:
             case StateNeeded():
                 if self.engine.needs_state(sender, message):
                     self.state_needed_from = sender
-            case Removed(node_id):
-                self.is_removed = self.is_removed or node_id == self.node_id
             case _:
                 if isinstance(message, AppendReply) and self.engine.is_leader:
                     self._state_time.observe(sender, message.clock_ms, self._clock())
@@ -294,6 +290,10 @@ class Replica:
                 self._links.send(node_id, message)
             self._after_flush.clear()
             self._links.flush()
+
+    def committed_configuration(self) -> Configuration:
+        """The last configuration that no other leader can take back any more."""
+        return self.log.configuration_at(self.engine.commit_index)
 
     def begin_transfer(self) -> None:
         """Stop proposing and hand leadership to another voter, within half a second."""

@@ -49,6 +49,9 @@ QUEUE_SIZE_LIMIT = 8 * MESSAGE_SIZE_LIMIT
 INBOUND_LIMIT = 256
 """Connections accepted at once, proven or not."""
 
+CLOSING_ROUNDS = 3
+"""Turns of the loop from accepting a connection to having closed it."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -128,14 +131,15 @@ class Transport:
             outbound.close()
         self._outbound.clear()
         self._inbound.clear()
-        for inbound in list(self._accepted):
-            inbound.abort()
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
             self._server = None
-        # Let the loop deliver the closings.
-        await asyncio.sleep(0)
+        for inbound in list(self._accepted):
+            inbound.abort()
+        # Let the loop deliver the closings, and what it had accepted before.
+        for _ in range(CLOSING_ROUNDS):
+            await asyncio.sleep(0)
 
     def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
         """Keep a connection to each of these nodes, and to nobody else."""
@@ -146,6 +150,12 @@ class Transport:
             if node_id not in self._addresses and node_id != self.identity.node_id:
                 self._addresses[node_id] = address
                 self._diallers[node_id] = asyncio.ensure_future(self._keep_dialled(node_id))
+
+    def close_inbound(self, node_id: NodeId) -> None:
+        """Close the connection a peer has dialled; where it dials again it is judged anew."""
+        inbound = self._inbound.get(node_id)
+        if inbound is not None:
+            inbound.abort()
 
     def send(self, node_id: NodeId, message: Message) -> None:
         """Queue for `flush`; lost where there is no connection. Encoded once for many peers."""
@@ -249,7 +259,7 @@ class Transport:
 
     def accepted(self, inbound: _Inbound) -> bool:
         """Whether one more connection may be had."""
-        if len(self._accepted) >= INBOUND_LIMIT:
+        if self._server is None or len(self._accepted) >= INBOUND_LIMIT:
             return False
         self._accepted.add(inbound)
         return True

@@ -22,9 +22,11 @@ from metadata_raft.commands import (
 )
 from metadata_raft.errors import (
     CommandTooLargeError,
+    MembershipChangeError,
     NoQuorumError,
     NotSubmittedError,
     OutcomeUnknownError,
+    RemovedError,
 )
 from metadata_raft.group import MetadataGroup
 from metadata_raft.journal import JournalSettings
@@ -223,6 +225,25 @@ async def test_one_two_three_nodes_under_load(cluster: Cluster) -> None:
     await until(lambda: len({group.applied().index for group in cluster.groups}) == 1)
     digests = [await group.state_digest() for group in cluster.groups]
     assert digests[0] == digests[1] == digests[2]
+
+
+async def test_a_removed_node_is_told_and_stops_serving(cluster: Cluster) -> None:
+    """The leader removes a voter: the node learns of it and refuses, the others go on (M7)."""
+    await cluster.found()
+    await cluster.join()
+    await cluster.join()
+    leader = cluster.leader()
+    assert leader is not None
+    number = (cluster.groups.index(leader) + 1) % 3
+    gone = cluster.groups[number]
+    with pytest.raises(MembershipChangeError, match="ask the leader"):
+        await gone.remove_member(cluster.settings[number].node_id)
+    await leader.remove_member(cluster.settings[number].node_id)
+    await until(lambda: gone.is_removed)
+    with pytest.raises(RemovedError):
+        await gone.submit(put("never"))
+    assert isinstance(await leader.submit(put("after")), FilePut)
+    assert len(leader.status().voters) == 2
 
 
 async def test_a_stopped_leader_hands_over(cluster: Cluster) -> None:
