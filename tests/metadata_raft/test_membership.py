@@ -266,3 +266,20 @@ def test_a_removed_voter_counts_no_longer() -> None:
         world.submit(leader)
         world.network.run(0.5)
         assert len(world.acknowledged) == 1
+
+
+def test_a_removal_counts_when_committed() -> None:
+    """Before that another leader may take it back, so nobody is told that it was removed."""
+    with simulation(8) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        world.network.run(0.2)
+        gone = next(node.node_id for node in world.nodes.values() if node is not leader)
+        world.network.partition(["a"], ["b"], ["c"], noticed=False)
+        assert leader.replica is not None
+        leader.replica.change_configuration(configuration_of(leader).without(gone))
+        leader.replica.advance()
+        assert leader.replica.committed_configuration().removed == ()
+        world.network.heal()
+        world.network.run(2)
+        assert leader.replica.committed_configuration().removed == (gone,)

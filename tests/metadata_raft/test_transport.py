@@ -365,6 +365,15 @@ def test_a_hello_for_another_node_is_refused() -> None:
             check_hello(hello, identity)
 
 
+def test_a_hello_of_another_cluster_or_incarnation_is_refused() -> None:
+    """Even where the key is the same: a recovered cluster must not hear its former self (M7)."""
+    identity = Identity("a", "c", 1, KEY)
+    for cluster_id, incarnation in (("other", 1), ("c", 2)):
+        hello = Hello(PROTOCOL_VERSION, cluster_id, incarnation, "b", "a", "", b"n" * 32)
+        with pytest.raises(HandshakeError, match="incarnation"):
+            check_hello(hello, identity)
+
+
 def test_only_messages_are_messages() -> None:
     """Unknown numbers, wrong types and pickles are refused by decoding."""
     assert decode_message(encode_message(Confirm(3, 4))) == Confirm(3, 4)
