@@ -319,6 +319,8 @@ class Downloads:
             return
         size, seconds = received.description.size_bytes, time.monotonic() - started
         _logger.info("downloaded %d bytes of state in %.1f s", size, seconds)
+        # A copy of the database that is to be replaced must not be in the making meanwhile.
+        await self._source.stop()
         self._received(received)
 
 

@@ -427,8 +427,8 @@ class RaftThread:
                     index, term, description.configuration
                 ),
             )
-            self._readers.reopen()
             self._state = StateMachine(path)
+            self._readers.reopen()
             # The digest covered both what the state is and what it was said to be.
             assert self._state.applied.index == base.index
             replica.installed(description.configuration, self._state)
