@@ -243,21 +243,19 @@ class DiskChunkStore:
                 raise ChunkNotFoundError(chunk_id)
             if row.quarantined:
                 raise ChunkDamagedError(chunk_id, "it is quarantined")
-            try:
-                return row, await read(row, False)
-            except UnsoundError:
-                if self._catalog.find(chunk_id) != row:
-                    continue
-            try:
-                return row, await read(row, True)
-            except UnsoundError as error:
+            for from_disk in (False, True):
                 try:
-                    is_here = await self._quarantine(row, str(error))
-                except (StoreFailedError, StoreFullError, StoreOverloadedError):
-                    # It can't be marked; it is no less damaged.
-                    is_here = True
-                if is_here:
-                    raise ChunkDamagedError(chunk_id, str(error)) from error
+                    return row, await read(row, from_disk)
+                except UnsoundError as error:
+                    detail = str(error)
+            try:
+                # It may have been deleted under the reader's hands: this looks again.
+                is_here = await self._quarantine(row, detail)
+            except (StoreFailedError, StoreFullError, StoreOverloadedError):
+                # It can't be marked; it is no less damaged.
+                is_here = True
+            if is_here:
+                raise ChunkDamagedError(chunk_id, detail)
 
     async def _read(
         self, row: IndexRow, start: int, end: int, *, from_disk: bool, pool: BufferPool | None

@@ -246,8 +246,10 @@ async def test_queue_is_bounded(bench: Bench) -> None:
         tasks = [
             asyncio.create_task(put(store, noise(100, seed))) for seed in range(QUEUE_LIMIT + 600)
         ]
-        while not any(task.done() for task in tasks):  # noqa: ASYNC110
+        for _ in range(2000):
             await asyncio.sleep(0.001)
+            if any(task.done() for task in tasks):
+                break
         for _ in range(10):
             await asyncio.sleep(0)
         bench.disk._lock.release()
@@ -257,6 +259,24 @@ async def test_queue_is_bounded(bench: Bench) -> None:
         stored = [each for each in outcomes if isinstance(each, bytes)]
         assert len(stored) + len(refused) == len(tasks)
         assert len(stored) >= QUEUE_LIMIT
+
+
+async def test_cancelled_put_waits_for_the_disk(bench: Bench) -> None:
+    """However often it is cancelled, a put does not return while its payload is being written."""
+    data = bytearray(noise(5000))
+    async with bench.run() as store:
+        await put(store, noise(1))
+        bench.disk._lock.acquire()  # The writer thread waits for the disk.
+        task = asyncio.create_task(store.put(chunk_id_of(bytes(data)), raw(data), touch=1))
+        for _ in range(50):
+            await asyncio.sleep(0)
+            task.cancel()
+        assert not task.done()
+        bench.disk._lock.release()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        data[:] = bytes(len(data))
+        assert await content(store, chunk_id_of(noise(5000))) == noise(5000)
 
 
 async def test_group_commit(bench: Bench) -> None:
