@@ -56,6 +56,8 @@ class ContentsReader:
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self._position = 0
+        self._piece = b""
+        """What is generated already, ahead of clients that read a few kilobytes at a time."""
         self._hasher = blake3()
 
     def __len__(self) -> int:
@@ -63,8 +65,16 @@ class ContentsReader:
 
     def read(self, size: int = -1) -> bytes:
         """Return the next `size` bytes, or all that is left for a negative size."""
-        wanted = len(self) if size < 0 else size
-        data = self._contents.read(self._position, self._position + wanted)
+        wanted = len(self) if size < 0 else min(size, len(self))
+        offset = self._position % PIECE_SIZE
+        if offset + wanted > PIECE_SIZE:
+            data = self._contents.read(self._position, self._position + wanted)
+            self._piece = b""
+        else:
+            if not self._piece or not offset:
+                start = self._position - offset
+                self._piece = self._contents.read(start, start + PIECE_SIZE)
+            data = self._piece[offset : offset + wanted]
         self._position += len(data)
         self._hasher.update(data)
         return data

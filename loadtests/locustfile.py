@@ -115,6 +115,7 @@ class StoreUser(FastHttpUser):
         self._bucket = options.bucket
         self._headers = {"Authorization": f"Bearer {options.key}"} if options.key else {}
         self._files: dict[str, Contents] = {}
+        self._checksums: dict[Contents, str] = {}
         self._counter = 0
         users = max(1, options.num_users or 1)
         self._share = options.working_set_mb * 1_000_000 // users
@@ -226,10 +227,13 @@ class StoreUser(FastHttpUser):
         reader = ContentsReader(contents)
         body = reader if contents.size else b""
         # Until the answer comes it is not known which version is there: no expectations meanwhile.
-        self._files.pop(path, None)
+        replaced = self._files.pop(path, None)
+        if replaced is not None:
+            self._checksums.pop(replaced, None)
         with self._request("PUT", self._url(path), _named("put", contents.size), body) as response:
             if response.status_code in (200, 201):
                 self._files[path] = contents
+                self._checksums[contents] = reader.checksum()
             else:
                 response.failure(f"put: {response.status_code} {response.text}")
 
@@ -246,7 +250,7 @@ class StoreUser(FastHttpUser):
                 hasher.update(piece)
                 size += len(piece)
             self._count_body(response, size)
-            if size != contents.size or hasher.hexdigest() != contents.checksum():
+            if size != contents.size or hasher.hexdigest() != self._checksums[contents]:
                 response.failure(f"wrong contents: {path}, {size} of {contents.size} bytes")
 
     def _read_range(self, path: str) -> None:
@@ -261,7 +265,7 @@ class StoreUser(FastHttpUser):
                 response.failure(f"wrong contents: {path}, bytes {start} to {end}")
 
     def _delete(self, path: str) -> bool:
-        del self._files[path]
+        self._checksums.pop(self._files.pop(path), None)
         with self._request("DELETE", self._url(path), "delete") as response:
             if response.status_code not in (200, 204):
                 response.failure(f"delete: {response.status_code} {response.text}")

@@ -65,3 +65,18 @@ def test_a_reader_has_the_length_that_is_left_and_hashes_what_went_through() -> 
     assert first + reader.read() == contents.read(0, 10_000)
     assert (reader.read(10), len(reader)) == (b"", 0)
     assert reader.checksum() == contents.checksum()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 700_000), min_size=4, max_size=12),
+    size=st.integers(0, 3 * PIECE_SIZE),
+)
+def test_a_reader_gives_the_contents_whatever_is_asked_at_a_time(
+    sizes: list[int], size: int
+) -> None:
+    """Reads of any sizes, across the pieces it generates, join to the contents."""
+    contents = Contents(seed=4, size=size)
+    reader = ContentsReader(contents)
+    parts = [reader.read(each) for each in sizes]
+    assert b"".join(parts) + reader.read() == contents.read(0, size)
