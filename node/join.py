@@ -187,8 +187,7 @@ class Admission:
                 if record.stage != "joining"
             ),
         )
-        # Bound to this question, so that an answer to another node can't be put in its place.
-        return seal(key, msgspec.msgpack.encode(answer), _ANSWER + blake3(envelope).digest())
+        return seal(key, msgspec.msgpack.encode(answer), _answer_label(envelope))
 
 
 async def ask_to_join(token: JoinToken, identity: Identity, member: Member) -> Identity:
@@ -200,7 +199,7 @@ async def ask_to_join(token: JoinToken, identity: Identity, member: Member) -> I
     )
     sealed = await _ask(token.urls, envelope)
     try:
-        opened = unseal(key, sealed, _ANSWER + blake3(envelope).digest())
+        opened = unseal(key, sealed, _answer_label(envelope))
         answer = msgspec.msgpack.decode(opened, type=Answer)
     except (SealedError, msgspec.DecodeError) as error:
         raise JoinError(
@@ -250,6 +249,11 @@ async def _ask(urls: Sequence[str], envelope: bytes) -> bytes:
 
 def _key(secret_hash: bytes) -> bytes:
     return blake3(secret_hash, derive_key_context=_KEY_CONTEXT).digest()
+
+
+def _answer_label(envelope: bytes) -> bytes:
+    """Binds an answer to its question, so that one to another node can't be put in its place."""
+    return _ANSWER + blake3(envelope).digest()
 
 
 def _raise_failure(result: Result) -> None:

@@ -46,7 +46,7 @@ TIMEOUT_SECONDS = 180
 """For one run of pytest. A break that makes a test hang was noticed as well."""
 
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis",
+    ".git", ".venv*", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis",
     ".demo*", "*.egg-info", "build", "dist", "node_modules",
 )  # fmt: skip
 
