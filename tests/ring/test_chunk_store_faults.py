@@ -445,6 +445,19 @@ async def test_touch_while_being_asked(bench: Bench) -> None:
         assert await content(store, chunk_id) == noise(5000)
 
 
+async def test_outdated_suspicion(bench: Bench) -> None:
+    """A reader that was overtaken by a deletion and a new put does not quarantine the new copy."""
+    async with bench.run() as store:
+        chunk_id = await put(store, noise(5000))
+        outdated = row_of(store, chunk_id)
+        await store.delete(chunk_id, unless=never)
+        assert not await store._writer.quarantine(outdated)
+        await put(store, noise(5000))
+        assert not await store._writer.quarantine(outdated)
+        assert store.quarantined(10) == []
+        assert await content(store, chunk_id) == noise(5000)
+
+
 async def test_condemned_is_not_confirmed(bench: Bench) -> None:
     """From the decision on a chunk that is being deleted is not here: a put writes it anew."""
     async with bench.run() as store:
