@@ -287,6 +287,9 @@ class Repairer:
 
     async def _pull(self, ring: Ring, chunk_id: bytes) -> int:
         """Fetch a copy for this node's store; returns its bytes."""
+        (stat,) = await self._store.stat([chunk_id])
+        if stat is not None and not stat.quarantined:
+            return 0
         fetched = await self._fetcher.fetch(chunk_id)
         try:
             touch = await self._touch_elsewhere(ring, chunk_id)

@@ -49,6 +49,9 @@ BACKGROUND_LIMIT_BYTES = 64 * 1024 * 1024
 """Buffers held for copies beyond the quorum. Where one node hangs, the oldest copies to it are
 given up, and repaired later, instead of using up the memory of all uploads."""
 
+CLOSE_SECONDS = 5.0
+"""How long a stopping node waits for copies beyond the quorum; a hanging peer must not keep it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -90,10 +93,20 @@ class Replicator:
         self._background_bytes = 0
 
     async def close(self) -> None:
-        """Wait for the copies under way; each has its own time limit."""
+        """Wait a while for the copies under way, then give them up; start no write after this."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._wait_ended()
+        except TimeoutError:
+            for job in self._jobs:
+                job.give_up()
+            await self._wait_ended()
+
+    async def _wait_ended(self) -> None:
         while self._writes or self._jobs:
             tasks = [*self._writes, *(task for job in self._jobs for task in job.tasks)]
             await asyncio.wait(tasks)
+            # Their callbacks run now.
             await asyncio.sleep(0)
 
     # --- writes ------------------------------------------------------------------------------
@@ -329,8 +342,8 @@ class _WriteJob:
                 self._verdict.set_result(None)
 
     def _lost(self, node: NodeId, cause: str) -> None:
-        substitute = self._plan.failed(node, cause)
-        if substitute is not None and not self._given_up:
+        substitute = self._plan.failed(node, cause, replace=not self._given_up)
+        if substitute is not None:
             self._begin(substitute)
         if self._plan.hopeless and not self._verdict.done():
             self._verdict.set_exception(self._failure())

@@ -23,7 +23,8 @@ class RingCache:
         self._workers = workers
         self._rings: OrderedDict[Membership, Ring] = OrderedDict()
         self._building: dict[Membership, asyncio.Future[Ring]] = {}
-        self._latest: Ring | None = None
+        self._latest: tuple[Membership, Ring] | None = None
+        """The current ring by identity of its membership: no hashing for each chunk."""
 
     async def current(self) -> Ring:
         """The ring of the newest epoch this node knows."""
@@ -32,10 +33,13 @@ class RingCache:
 
     def ready(self) -> Ring | None:
         """The current ring if it is computed already."""
-        latest, membership = self._latest, self._view.membership()
-        if latest is not None and latest.membership is membership:
-            return latest
-        return self._rings.get(membership)
+        membership = self._view.membership()
+        if self._latest is not None and self._latest[0] is membership:
+            return self._latest[1]
+        ring = self._rings.get(membership)
+        if ring is not None:
+            self._latest = membership, ring
+        return ring
 
     async def of(self, membership: Membership) -> Ring:
         ring = self._rings.get(membership)
@@ -45,10 +49,8 @@ class RingCache:
                 building = asyncio.ensure_future(self._build(membership))
                 self._building[membership] = building
             # Several may wait for one; the first to give up must not take it from the others.
-            ring = await asyncio.shield(building)
+            return await asyncio.shield(building)
         self._rings.move_to_end(membership)
-        if membership is self._view.membership():
-            self._latest = ring
         return ring
 
     async def _build(self, membership: Membership) -> Ring:

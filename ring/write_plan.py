@@ -36,13 +36,13 @@ class WritePlan:
         self._under_way.remove(node)
         self._durable.add(node)
 
-    def failed(self, node: NodeId, cause: str) -> Target | None:
-        """Returns the node that stands in, if there is one."""
+    def failed(self, node: NodeId, cause: str, *, replace: bool = True) -> Target | None:
+        """Returns the node that stands in, if there is one and `replace` asks for it."""
         self._under_way.remove(node)
         self.causes[node] = cause
         if node in self._owners:
             self.lacking.append(node)
-        handoff = next(self._handoffs, None)
+        handoff = next(self._handoffs, None) if replace else None
         if handoff is None:
             return None
         self._under_way.add(handoff)

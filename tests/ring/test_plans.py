@@ -78,15 +78,16 @@ def test_only_unanimous_absence_is_missing() -> None:
     assert tally.lacking("acd") == ["a", "d"]
 
 
-def test_a_peer_that_failed_is_asked_last_for_a_while() -> None:
-    """Failure outweighs any latency, until it is old or the peer answers."""
-    quick, slow = PeerHealth(), PeerHealth()
+def test_a_peer_that_failed_is_asked_last_until_it_answers() -> None:
+    """Failure outweighs any latency for a while, and a good one until the peer has answered."""
+    quick, slow, slower = PeerHealth(), PeerHealth(), PeerHealth()
     quick.answered(0.001)
     slow.answered(0.5)
+    slower.answered(2.0)
     assert quick.rank(0) < slow.rank(0)
     quick.failed(10.0)
-    assert quick.rank(10.5) > slow.rank(10.5)
+    assert quick.rank(10.5) > slower.rank(10.5)
+    assert slow.rank(13.0) < quick.rank(13.0) < slower.rank(13.0)
+    for _ in range(5):
+        quick.answered(0.001)
     assert quick.rank(13.0) < slow.rank(13.0)
-    quick.failed(20.0)
-    quick.answered(0.001)
-    assert quick.rank(20.0) < slow.rank(20.0)

@@ -166,6 +166,21 @@ async def test_copies_to_a_hanging_node_never_hold_all_buffers(
         )
 
 
+async def test_closing_does_not_wait_for_a_hanging_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is under way is given up after a while; a write that has no quorum fails then."""
+    monkeypatch.setattr("ring.replicator.CLOSE_SECONDS", 0.05)
+    async with ring_cluster(4) as cluster:
+        content = cluster.content_owned_by(0, 1, 2)
+        for node in cluster.nodes[1:]:
+            node.store.hold_writes()
+        writing = asyncio.ensure_future(cluster.nodes[0].write(content))
+        await eventually(lambda: cluster.holders(blake3(content).digest()) == [0])
+        await asyncio.wait_for(cluster.nodes[0].replicator.close(), 5)
+        with pytest.raises(QuorumFailedError):
+            await writing
+        assert cluster.nodes[0].pool.leased_bytes == 0
+
+
 async def test_a_write_at_an_old_epoch_is_refused_and_made_at_the_new_one() -> None:
     """Rule D1: peers that know of a newer ring refuse; the writer catches up and writes by it."""
     async with ring_cluster(4, in_ring=3) as cluster:
