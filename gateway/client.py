@@ -7,13 +7,11 @@ gateway announced when the last byte has come. Every failure is one of `client_e
 
 from __future__ import annotations
 
-import asyncio
-import os
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -33,6 +31,7 @@ from gateway.client_errors import (
     refusal,
     translated,
 )
+from gateway.client_source import Progress, Source, pieces, size_of
 from gateway.documents import (
     BucketChange,
     BucketCreation,
@@ -68,21 +67,12 @@ __all__ = [
     "UnreachableError",
 ]
 
-PIECE_SIZE = 1024 * 1024
-"""Bytes read, hashed and sent at a time: large enough that the hop to a thread costs nothing."""
-
 EXPECT_CONTINUE_FROM = 1024 * 1024
 """From this size on the gateway is asked first, so that a refusal doesn't cost the transfer."""
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 SILENCE_TIMEOUT_SECONDS = 90.0
 """No byte from the gateway for this long: longer than any wait the gateway allows itself."""
-
-Source = bytes | BinaryIO | AsyncIterable[bytes]
-"""What can be uploaded: bytes, an open binary file (from where it stands), or a stream."""
-
-Progress = Callable[[int], None]
-"""Called with the number of bytes that have just gone over the wire."""
 
 
 class Download:
@@ -183,7 +173,7 @@ class GatewayClient:
             headers["If-None-Match"] = _quoted(if_none_match)
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
-        size_bytes = _size_of(source)
+        size_bytes = size_of(source)
         if size_bytes is not None:
             headers["Content-Length"] = str(size_bytes)
         hasher = blake3()
@@ -192,7 +182,7 @@ class GatewayClient:
             "PUT",
             _file_path(bucket, path),
             headers=headers,
-            body=_pieces(source, hasher, size_bytes, progress),
+            body=pieces(source, hasher, size_bytes, progress),
             expect_continue=size_bytes is None or size_bytes >= EXPECT_CONTINUE_FROM,
         )
         if receipt.etag != hasher.hexdigest():
@@ -399,49 +389,6 @@ _T = TypeVar("_T")
 
 _HEADER_SAFE = " !#$&'()*+-./:;<=>?@[]^_`{|}~"
 """What a metadata value keeps as it is; the rest, and the comma between tags, is %-encoded."""
-
-
-def _size_of(source: Source) -> int | None:
-    """How many bytes a source will give, where that can be known beforehand."""
-    if isinstance(source, bytes):
-        return len(source)
-    if isinstance(source, AsyncIterable):
-        return None
-    try:
-        return (
-            max(0, os.fstat(source.fileno()).st_size - source.tell()) if source.seekable() else None
-        )
-    except (OSError, AttributeError):
-        return None
-
-
-async def _pieces(
-    source: Source, hasher: Any, size_bytes: int | None, progress: Progress | None
-) -> AsyncIterator[bytes]:
-    """The source in pieces, hashed on the way; a file that grows meanwhile ends at `size_bytes`."""
-    sent = 0
-    if isinstance(source, AsyncIterable):
-        async for piece in source:
-            hasher.update(piece)
-            yield piece
-            if progress is not None:
-                progress(len(piece))
-        return
-
-    def next_piece() -> bytes:
-        room = PIECE_SIZE if size_bytes is None else min(PIECE_SIZE, size_bytes - sent)
-        piece = source[sent : sent + room] if isinstance(source, bytes) else source.read(room)
-        hasher.update(piece)
-        return piece
-
-    while True:
-        piece = await asyncio.to_thread(next_piece)
-        if not piece:
-            return
-        sent += len(piece)
-        yield piece
-        if progress is not None:
-            progress(len(piece))
 
 
 def _quoted(tag: str) -> str:

@@ -62,6 +62,14 @@ async def test_every_kind_of_source_arrives(tmp_path: Path, size: int) -> None:
                     assert await download.read() == data
 
 
+async def test_a_file_without_a_size_arrives(client: GatewayClient) -> None:
+    """The kernel's files claim to be empty; what is in them is uploaded all the same."""
+    with open("/proc/version", "rb") as file:  # noqa: ASYNC230 - a line of memory
+        await client.put("box", "f", file)
+    async with client.get("box", "f") as download:
+        assert (await download.read()).startswith(b"Linux")
+
+
 async def test_a_download_may_be_a_part(client: GatewayClient) -> None:
     """Start and end are those of a slice."""
     data = contents(5000)

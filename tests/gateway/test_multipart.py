@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.multipart import FormFile, MultipartError, boundary_of
@@ -27,6 +27,7 @@ def cut(body: bytes, piece_size: int) -> bytes:
     return b"".join(pieces)
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     data=st.lists(
         st.sampled_from([b"\r", b"\n", b"-", b"--", b"xx", b"\r\n--xx", b"--xx--y", b"abc", b"\0"]),
@@ -41,6 +42,7 @@ def test_contents_come_out_as_they_are(data: bytes, piece_size: int) -> None:
     assert cut(form(data), piece_size) == data
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.binary(max_size=50), piece_size=st.integers(1, 40), missing=st.integers(1, 14))
 def test_a_form_cut_short_is_never_whole(data: bytes, piece_size: int, missing: int) -> None:
     """Until the closing delimiter is complete, the end of the body is an error."""

@@ -183,7 +183,7 @@ def test_answers_are_as_documented(background: BackgroundGateway, key: str | Non
         modes = [operation.as_strategy(generation_mode=mode) for mode in GenerationMode]
 
         @hypothesis.settings(
-            max_examples=8,
+            max_examples=5,
             deadline=None,
             derandomize=True,
             database=None,

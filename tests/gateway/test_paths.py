@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway import paths
@@ -80,6 +80,7 @@ def test_a_target_is_refused(raw: str, code: str) -> None:
     assert caught.value.code == code
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(min_size=1, max_size=60).filter(lambda text: path_problem(text) is None))
 def test_every_allowed_path_survives_its_encoding(path: str) -> None:
     """A path that may be stored is reached by its encoding, and is the very same string."""

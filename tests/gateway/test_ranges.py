@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.ranges import Span, UnsatisfiableRangeError, parse_range, pieces
@@ -44,6 +44,7 @@ def test_a_range_behind_the_end_is_unsatisfiable(header: str, size: int) -> None
         parse_range(header, size)
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     segments=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), max_size=5),
     data=st.data(),
