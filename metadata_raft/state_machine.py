@@ -125,6 +125,7 @@ class StateMachine:
         except sqlite3.Error as error:
             raise StateCorruptError(f"the state {path} can't be opened: {error}") from error
         if self._state.cluster.cluster_version > CLUSTER_VERSION_SUPPORTED:
+            self._connection.close()
             raise UnknownVersionError(
                 f"the state {path} is of cluster version {self._state.cluster.cluster_version}"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -68,6 +69,30 @@ def test_a_lost_log_file_of_sqlite_is_healed_by_the_journal(
         old.apply(number + 1, 1, replica.log[number])
     old.close()
     assert tables_of(str(tmp_path / "old.db")) == tables_of(replica.path)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_power_loss_leaves_an_earlier_commit(replica: Replica, tmp_path: Path, seed: int) -> None:
+    """SQLite's log cut or damaged anywhere gives a prefix of the commits; the rest is replayed."""
+    choose = random.Random(seed)
+    replica.reopen()  # what was made so far goes into the main file
+    for number in range(20):
+        replica.do(put_chunks("default", f"{number % 7}", number))
+    shutil.copy(replica.path, tmp_path / "copy.db")
+    log = bytearray(Path(replica.path + "-wal").read_bytes())
+    place = choose.randrange(len(log))
+    if seed % 2:
+        log[place] ^= 0xFF
+    else:
+        del log[place:]
+    (tmp_path / "copy.db-wal").write_bytes(log)
+
+    copy = StateMachine(str(tmp_path / "copy.db"))
+    assert copy.applied.index <= len(replica.log)
+    for index in range(copy.applied.index, len(replica.log)):
+        copy.apply(index + 1, 1, replica.log[index])
+    copy.close()
+    assert tables_of(str(tmp_path / "copy.db")) == tables_of(replica.path)
 
 
 def test_a_checkpoint_is_a_full_sync_of_something_written(replica: Replica) -> None:
@@ -154,6 +179,13 @@ def test_a_foreign_or_damaged_file_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(UnknownVersionError, match="schema version 2"):
         StateMachine(str(tmp_path / "newer.db"))
+    Replica(str(tmp_path / "followed.db")).close()
+    connection = sqlite3.connect(tmp_path / "followed.db")
+    connection.execute("UPDATE cluster SET cluster_version = 2")
+    connection.commit()
+    connection.close()
+    with pytest.raises(UnknownVersionError, match="cluster version 2"):
+        StateMachine(str(tmp_path / "followed.db"))
     assert issubclass(StateCorruptError, FatalRaftError)
     assert issubclass(UnknownVersionError, FatalRaftError)
 
