@@ -24,6 +24,7 @@ from metadata_raft.commands import (
     AbortUpload,
     StageSegment,
 )
+from metadata_raft.request_ids import new_request_id
 from ring.buffers import Lease
 
 WRITES_IN_FLIGHT = 3
@@ -224,7 +225,7 @@ class ChunkWriter:
                 generation=self._generation,
                 oldest_epoch=self._oldest_epoch,
             ),
-            request_id=secrets.token_bytes(16),
+            request_id=new_request_id(),
         )
         self._segments_staged += 1
         self._references.clear()

@@ -8,7 +8,6 @@ goes wrong before leaves nothing visible.
 
 from __future__ import annotations
 
-import secrets
 from typing import Protocol
 
 from aiohttp import web
@@ -32,6 +31,7 @@ from gateway.upload_headers import (
 )
 from metadata_raft.apply_files import precondition_refusal
 from metadata_raft.commands import DeleteFile, FilePut, Preconditions, PutFile
+from metadata_raft.request_ids import new_request_id
 
 BULK_SIZE = 8 * 1024 * 1024
 """From here on a commit is repeated through a fail-over rather than the upload refused."""
@@ -207,7 +207,7 @@ class Uploads:
         )
         if staged.size_bytes > BULK_SIZE:
             result = await self._backends.submit_patiently(
-                command, request_id=secrets.token_bytes(16), idempotency=repetition
+                command, request_id=new_request_id(), idempotency=repetition
             )
         else:
             result = await self._backends.submit(command, idempotency=repetition)
