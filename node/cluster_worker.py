@@ -35,14 +35,11 @@ logger = logging.getLogger(__name__)
 RING_INTERVAL_SECONDS = 0.25
 """How often the leader looks for members that belong in the ring: a join feels immediate."""
 
-RECLAIM_INTERVAL_SECONDS = 5.0
+RECLAIM_INTERVAL_SECONDS = 2.0
 """How often the leader looks whether something deleted is waiting."""
 
 RECLAIM_IDLE_SECONDS = 600.0
 """How often it takes a step where nothing waits: uploads and tokens expire with time alone."""
-
-RECLAIM_GRACE_MS = 60_000
-"""What was deleted less than this ago stays for downloads that are under way."""
 
 RECLAIM_PAUSE_SECONDS = 0.02
 """Between two steps while there is work: the log is for clients first."""
@@ -136,16 +133,21 @@ class GenerationWorker:
 
 
 class ReclaimWorker:
-    """Works off the queue of deleted versions, buckets and uploads."""
+    """Works off the queue of deleted versions, buckets and uploads.
+
+    What was deleted less than `grace_seconds` of state time ago stays for downloads under way.
+    """
 
     def __init__(
         self,
         metadata: WorkedMetadata,
         leads: Callable[[], bool],
+        grace_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metadata = metadata
         self._leads = leads
+        self._step = ReclaimStep(grace_ms=int(grace_seconds * 1000))
         self._clock = clock
         self._worked_at = float("-inf")
 
@@ -157,7 +159,7 @@ class ReclaimWorker:
         now = self._clock()
         if not pending and now - self._worked_at < RECLAIM_IDLE_SECONDS:
             return RECLAIM_INTERVAL_SECONDS
-        result = await _submitted(self._metadata, ReclaimStep(grace_ms=RECLAIM_GRACE_MS))
+        result = await _submitted(self._metadata, self._step)
         if not isinstance(result, Reclaimed):
             return RETRY_SECONDS
         self._worked_at = now

@@ -19,6 +19,7 @@ from node.ports import sentence
 from node.settings import Settings
 from ring.buffers import BufferPool
 from ring.chunk_store import DiskChunkStore
+from ring.collector import Collector
 from ring.errors import StoreFailedError
 from ring.fetching import ChunkFetcher
 from ring.filesystem import RealFileSystem
@@ -100,6 +101,7 @@ class DataPlane:
             fetcher=self._fetcher,
             workers=workers,
         )
+        self._collector = Collector(store=self._store, view=view, live=live, workers=workers)
         self._probe = PeerProbe(self._client, identity.node_id, members)
         self._jobs: list[Worker] = []
         self._peers = peer_runner(
@@ -135,7 +137,11 @@ class DataPlane:
 
     def run(self, jobs: Mapping[str, Job]) -> None:
         """Start the background jobs: the ring's own, and those given by name."""
-        own: dict[str, Job] = {"repair": self._repairer, "peer probe": self._probe}
+        own: dict[str, Job] = {
+            "repair": self._repairer,
+            "collector": self._collector,
+            "peer probe": self._probe,
+        }
         for name, job in {**own, **jobs}.items():
             worker = Worker(name, job)
             worker.start()
@@ -195,6 +201,7 @@ class DataPlane:
             "repair_swept_percent": round(100 * repair.swept_fraction, 1),
             "repair_copied_bytes": repair.bytes_copied,
             "unrecoverable_chunks": repair.unrecoverable,
+            "collected_chunks": self._collector.chunks_collected,
         }
 
     def _note_lacking(self, chunk_id: bytes, node_id: NodeId) -> None:

@@ -266,12 +266,13 @@ class Node:
         )
 
     def _leader_jobs(self) -> dict[str, Job]:
-        metadata = self._metadata
-        interval = self._settings.generation_interval_seconds
+        metadata, settings = self._metadata, self._settings
         return {
             "ring": RingWorker(metadata, self._leads),
-            "generation": GenerationWorker(metadata, self._leads, interval),
-            "reclaim": ReclaimWorker(metadata, self._leads),
+            "generation": GenerationWorker(
+                metadata, self._leads, settings.generation_interval_seconds
+            ),
+            "reclaim": ReclaimWorker(metadata, self._leads, settings.reclaim_grace_seconds),
         }
 
     def _members(self) -> list[Member]:

@@ -84,6 +84,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     generation_interval_seconds: Annotated[
         float, msgspec.Meta(ge=0.05, description="a number of seconds, at least 0.05")
     ] = 1800.0
+    reclaim_grace_seconds: Annotated[
+        float, msgspec.Meta(ge=0, le=86_400, description="a number of seconds up to 86400")
+    ] = 60.0
+    """What was deleted less than this ago stays for downloads that are under way."""
     drain_seconds: Annotated[
         float, msgspec.Meta(ge=0, le=3600, description="a number of seconds up to 3600")
     ] = 20.0

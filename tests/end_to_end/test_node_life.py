@@ -6,12 +6,13 @@ import asyncio
 import os
 import resource
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from gateway.client import GatewayClient
-from tests.end_to_end.cluster import OPEN_BUCKET, running_cluster
+from gateway.client import GatewayClient, UnreachableError
+from tests.end_to_end.cluster import OPEN_BUCKET, running_cluster, wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -98,3 +99,41 @@ async def test_a_failed_write_of_a_chunk_ends_the_node_with_a_sentence(tmp_path:
             await node.wait_ready()
         async with GatewayClient(node.url) as client, client.get(OPEN_BUCKET, "file") as download:
             assert await download.read() == contents
+
+
+async def test_space_comes_back_on_every_node(tmp_path: Path) -> None:
+    """Of a deleted file, an overwritten one, and an upload whose client vanished; not of others."""
+    settings = {"generation_interval_seconds": 0.3, "reclaim_grace_seconds": 0.1}
+    async with running_cluster(tmp_path, 3, **settings) as cluster:
+        kept = os.urandom(9 * MIB)
+        async with GatewayClient(cluster.nodes[0].url) as client:
+            for name in ("kept", "deleted", "overwritten"):
+                await client.put(
+                    OPEN_BUCKET, name, kept if name == "kept" else os.urandom(20 * MIB)
+                )
+            await client.delete(OPEN_BUCKET, "deleted")
+            await client.put(OPEN_BUCKET, "overwritten", b"")
+            with pytest.raises(UnreachableError):
+                await client.put(OPEN_BUCKET, "vanished", _vanishing(os.urandom(20 * MIB)))
+
+        async def only_kept() -> bool:
+            loads = [(await cluster.status(node))["load"] for node in cluster.nodes]
+            return all(load["chunks_plain_bytes"] == len(kept) for load in loads)
+
+        await wait_until(only_kept, timeout_seconds=40, what="the space is given back")
+        for node in cluster.nodes:
+            used = sum(
+                path.stat().st_blocks * 512 for path in (node.data / "chunks").glob("volume*")
+            )
+            assert used < len(kept) + 2 * MIB
+            async with (
+                GatewayClient(node.url) as client,
+                client.get(OPEN_BUCKET, "kept") as download,
+            ):
+                assert await download.read() == kept
+
+
+async def _vanishing(contents: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(contents), MIB):
+        yield contents[start : start + MIB]
+    raise ConnectionAbortedError("the client is gone")

@@ -168,14 +168,14 @@ async def test_the_generation_advances_once_per_interval_of_leadership() -> None
 async def test_reclaiming_goes_on_while_there_is_work_and_then_rests() -> None:
     """Steps follow each other while something remains; then only new work, or much time, count."""
     metadata, clock = FakeMetadata(), Clock()
-    worker = ReclaimWorker(metadata, lambda: True, clock)
+    worker = ReclaimWorker(metadata, lambda: True, 60, clock)
     metadata.pending = True
     metadata.answers = [Reclaimed(rows=500, remaining=True), Reclaimed(rows=1, remaining=False)]
     assert await worker.work() == cluster_worker.RECLAIM_PAUSE_SECONDS
     assert await worker.work() == cluster_worker.RECLAIM_INTERVAL_SECONDS
     metadata.pending = False
     await worker.work()
-    assert metadata.submitted == [ReclaimStep(grace_ms=cluster_worker.RECLAIM_GRACE_MS)] * 2
+    assert metadata.submitted == [ReclaimStep(grace_ms=60_000)] * 2
     clock.now += cluster_worker.RECLAIM_IDLE_SECONDS + 1
     metadata.answers = [NoQuorumError("none"), Reclaimed(rows=0, remaining=False)]
     assert await worker.work() == cluster_worker.RETRY_SECONDS
@@ -188,5 +188,5 @@ async def test_a_follower_reclaims_nothing() -> None:
     """The queue is the leader's to work off."""
     metadata = FakeMetadata()
     metadata.pending = True
-    await ReclaimWorker(metadata, lambda: False, Clock()).work()
+    await ReclaimWorker(metadata, lambda: False, 60, Clock()).work()
     assert metadata.submitted == []
