@@ -10,24 +10,14 @@ peer may send is bounded in size, in time and in number.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
-import msgspec
 from aiohttp import web
 from blake3 import blake3
 
 from ring.buffers import BufferPool
-from ring.errors import (
-    ChunkDamagedError,
-    ChunkNotFoundError,
-    ChunkRejectedError,
-    OverloadedError,
-    RingError,
-    StoreFullError,
-    StoreOverloadedError,
-)
+from ring.errors import RingError
 from ring.identity import ClusterIdentity
 from ring.interfaces import (
     CHUNK_SIZE_LIMIT,
@@ -35,6 +25,16 @@ from ring.interfaces import (
     ClusterView,
     Encoded,
     PutOutcome,
+)
+from ring.peer_answers import (
+    BODY_RATE_MIN,
+    BODY_SECONDS,
+    RefusedError,
+    answer_document,
+    answer_refusal,
+    code_of,
+    refuse,
+    send_chunk,
 )
 from ring.peer_wire import (
     BATCH_LIMIT,
@@ -46,8 +46,6 @@ from ring.peer_wire import (
     IDS_LIMIT,
     PLAIN_LENGTH_HEADER,
     PREFIX,
-    SLICE_SIZE,
-    STATUS_OF_CODE,
     ChunkState,
     MalformedError,
     PeerStatus,
@@ -74,25 +72,13 @@ REQUEST_LIMIT = 512
 """Requests in progress; a node's peers have a few hundred under way at most, so more means that
 this node has fallen behind, and waiting in line would only make it worse."""
 
-BODY_SECONDS = 15.0
-BODY_RATE_MIN = 256 * 1024
-"""A body may take this long plus its size at this rate (bytes per second)."""
-
 READ_BUFFER_SIZE = 512 * 1024
 """What a connection reads ahead: large bodies come in few pieces, idle ones hold nothing."""
 
 KEEPALIVE_SECONDS = 75.0
 """Longer than a client keeps a connection, so that it is never closed under a new request."""
 
-_log = logging.getLogger(__name__)
-_encode = msgspec.msgpack.encode
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class _RefusedError(Exception):
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.detail)
-        self.refusal = refusal
 
 
 def make_peer_application(
@@ -188,22 +174,22 @@ class _PeerServer:
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             if self._active >= REQUEST_LIMIT:
-                return _refuse("overloaded", f"{REQUEST_LIMIT} requests are under way")
+                return refuse("overloaded", f"{REQUEST_LIMIT} requests are under way")
             self._active += 1
             try:
                 if admit:
                     self._admit(request, b"")
                 return await handler(request)
-            except _RefusedError as error:
-                return _answer(error.refusal)
+            except RefusedError as error:
+                return answer_refusal(error.refusal)
             except RefusedSignatureError as error:
-                return _refuse(error.code, str(error))
+                return refuse(error.code, str(error))
             except MalformedError as error:
-                return _refuse("malformed", str(error))
+                return refuse("malformed", str(error))
             except RingError as error:
-                return _refuse(_code_of(error), str(error))
+                return refuse(code_of(error), str(error))
             except TimeoutError:
-                return _refuse("body_timeout", "the body did not come in time")
+                return refuse("body_timeout", "the body did not come in time")
             finally:
                 self._active -= 1
 
@@ -231,7 +217,7 @@ class _PeerServer:
         """Read a body that is no chunk, and check the sender."""
         length = request.content_length
         if length is None or length > BODY_LIMIT:
-            raise _RefusedError(
+            raise RefusedError(
                 Refusal(code="body_too_large", detail=f"at most {BODY_LIMIT} bytes, length told")
             )
         async with asyncio.timeout(BODY_SECONDS):
@@ -250,7 +236,9 @@ class _PeerServer:
         proof = sign_welcome(
             self._key, receiver=self._identity.node_id, challenge=challenge, session=session
         )
-        return _document(Welcome(boot_nonce=session.boot_nonce, number=session.number, proof=proof))
+        return answer_document(
+            Welcome(boot_nonce=session.boot_nonce, number=session.number, proof=proof)
+        )
 
     # --- writes ------------------------------------------------------------------------------
 
@@ -258,7 +246,7 @@ class _PeerServer:
         target = PutTarget.parse(request.match_info["target"].split("/"))
         length = request.content_length
         if length is None or not 0 < length <= CHUNK_SIZE_LIMIT:
-            raise _RefusedError(
+            raise RefusedError(
                 Refusal(code="body_too_large", detail=f"a chunk has 1 to {CHUNK_SIZE_LIMIT} bytes")
             )
         await self._fence(target.epoch, target.chunk_id, target.purpose)
@@ -295,7 +283,7 @@ class _PeerServer:
         if ring is None:
             ring = await self._rings.current()
         if epoch != ring.epoch:
-            raise _RefusedError(
+            raise RefusedError(
                 Refusal(
                     code="stale_epoch",
                     detail=f"this node is at epoch {ring.epoch}, the request at {epoch}",
@@ -311,7 +299,7 @@ class _PeerServer:
         nodes = ring.handoffs(chunk_id) if handoff else ring.owners(chunk_id)
         if self._identity.node_id not in nodes:
             part = "a handoff" if handoff else "an owner"
-            raise _RefusedError(
+            raise RefusedError(
                 Refusal(
                     code="not_owner",
                     detail=f"this node is not {part} of chunk {chunk_id.hex()} in epoch {epoch}",
@@ -326,7 +314,7 @@ class _PeerServer:
         owned = [self._identity.node_id in ring.owners(chunk_id) for chunk_id in chunk_ids]
         asked = [chunk_id for chunk_id, own in zip(chunk_ids, owned, strict=True) if own]
         flags = iter(await self._store.touch(asked, touch=max(touch, self._view.generation())))
-        return _document([next(flags) if own else False for own in owned])
+        return answer_document([next(flags) if own else False for own in owned])
 
     # --- reads -------------------------------------------------------------------------------
 
@@ -337,7 +325,7 @@ class _PeerServer:
             CODEC_HEADER: str(content.codec.value),
             PLAIN_LENGTH_HEADER: str(content.plain_length),
         }
-        return await _send(request, memoryview(content.payload), headers)
+        return await send_chunk(request, memoryview(content.payload), headers)
 
     async def _get_range(self, request: web.Request) -> web.StreamResponse:
         chunk_id = parse_chunk_id(request.match_info["id"])
@@ -350,7 +338,7 @@ class _PeerServer:
             raise MalformedError(f"the chunk has {content.plain_length} bytes")
         digest = blake3(content.data).hexdigest()
         headers = {DIGEST_HEADER: digest, PLAIN_LENGTH_HEADER: str(content.plain_length)}
-        return await _send(request, content.data, headers)
+        return await send_chunk(request, content.data, headers)
 
     async def _stat(self, request: web.Request) -> web.StreamResponse:
         chunk_ids = decode_ids(await self._body(request), BATCH_LIMIT)
@@ -360,7 +348,7 @@ class _PeerServer:
             else ChunkState(stat.plain_length, not stat.quarantined, stat.touch)
             for stat in await self._store.stat(chunk_ids)
         ]
-        return _document(states)
+        return answer_document(states)
 
     async def _ids(self, request: web.Request) -> web.StreamResponse:
         after = parse_after(request.match_info["after"])
@@ -371,7 +359,7 @@ class _PeerServer:
 
     async def _node(self, request: web.Request) -> web.StreamResponse:  # noqa: ARG002 # a handler.
         statistics = self._store.statistics()
-        return _document(
+        return answer_document(
             PeerStatus(
                 node_id=self._identity.node_id,
                 epoch=self._view.membership().epoch,
@@ -385,58 +373,8 @@ class _PeerServer:
         )
 
 
-async def _send(
-    request: web.Request, data: memoryview, headers: dict[str, str]
-) -> web.StreamResponse:
-    """Send a chunk or a part of one, no faster than the peer takes it."""
-    if len(data) <= SLICE_SIZE:
-        return web.Response(body=data, headers=headers)
-    response = web.StreamResponse(headers=headers)
-    response.content_length = len(data)
-    await response.prepare(request)
-    async with asyncio.timeout(BODY_SECONDS + len(data) / BODY_RATE_MIN):
-        for piece in slices(data):
-            await response.write(piece)
-        await response.write_eof()
-    return response
-
-
-def slices(data: memoryview) -> Iterator[memoryview]:
-    """The pieces in which a body is handed to a connection."""
-    for start in range(0, len(data), SLICE_SIZE):
-        yield data[start : start + SLICE_SIZE]
-
-
 def _challenge_length(request: web.Request) -> int:
     length = request.content_length
     if length is None or not 16 <= length <= 64:
         raise MalformedError("a challenge has 16 to 64 bytes")
     return length
-
-
-def _code_of(error: RingError) -> str:
-    match error:
-        case ChunkNotFoundError():
-            return "chunk_not_found"
-        case ChunkDamagedError():
-            return "chunk_damaged"
-        case ChunkRejectedError():
-            return "chunk_rejected"
-        case StoreFullError():
-            return "store_full"
-        case StoreOverloadedError() | OverloadedError():
-            return "overloaded"
-    _log.error("a peer's request failed: %s", error)
-    return "store_failed"
-
-
-def _refuse(code: str, detail: str) -> web.Response:
-    return _answer(Refusal(code=code, detail=detail))
-
-
-def _answer(refusal: Refusal) -> web.Response:
-    return web.Response(status=STATUS_OF_CODE[refusal.code], body=_encode(refusal))
-
-
-def _document(document: object) -> web.Response:
-    return web.Response(body=_encode(document))

@@ -480,7 +480,7 @@ async def test_a_half_sent_answer_is_no_chunk() -> None:
     """A peer that announces more than it sends is an unreachable peer; no buffer is lost."""
     async with ring_cluster(1) as cluster:
         node = cluster.nodes[0]
-        node.client._peer("impostor").session = Session(bytes(16), 1)
+        node.client._transport._peer("impostor").session = Session(bytes(16), 1)
         form = {CODEC_HEADER: "0", PLAIN_LENGTH_HEADER: "1000"}
         answer = _http(form, CONTENT[:300], length=1000)
         async with _impostor(node, answer) as (member, _):
@@ -493,7 +493,7 @@ async def test_a_range_that_changed_on_its_way_is_refused() -> None:
     """The reader checks what arrives against what its sender has verified."""
     async with ring_cluster(1) as cluster:
         node = cluster.nodes[0]
-        node.client._peer("impostor").session = Session(bytes(16), 1)
+        node.client._transport._peer("impostor").session = Session(bytes(16), 1)
         good = {DIGEST_HEADER: blake3(CONTENT).hexdigest()}
         async with _impostor(node, _http(good, CONTENT)) as (member, _):
             data = await node.client.get_range(member, CHUNK_ID, 0, 1000)
