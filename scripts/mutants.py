@@ -240,6 +240,9 @@ def main() -> int:
     if arguments.update:
         PAGE.write_text(update_page(PAGE.read_text(), markdown(load_mutations())))
         return 0
+    if not mutations:
+        print(f"no break matches {arguments.only!r}; see --list", file=sys.stderr)
+        return 2
     reports: list[Report] = []
     for report in run(mutations, arguments.jobs):
         reports.append(report)
