@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+from contextlib import closing
 
+import msgspec
 import pytest
 from blake3 import blake3
 
@@ -14,6 +17,8 @@ from ring.errors import (
     QuorumFailedError,
     StoreFullError,
 )
+from ring.members import Membership
+from ring.signatures import Session
 from tests.fakes.ring_nodes import eventually, ring_cluster
 
 MIB = 1024 * 1024
@@ -268,6 +273,42 @@ async def test_a_lying_peer_is_found_out() -> None:
             object.__setattr__(kept, "payload", wrong)
         data = await cluster.nodes[3].replicator.read(written.chunk_id, length=len(content))
         assert bytes(data) == content
+
+
+async def test_a_silent_owner_delays_one_read_and_is_asked_last_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node that accepts connections and never answers costs a bounded time, once."""
+    monkeypatch.setattr("ring.peer_client.READ_SECONDS", 0.2)
+    silent = socket.create_server(("127.0.0.1", 0))
+    with closing(silent):
+        async with ring_cluster(4) as cluster:
+            content = cluster.content_owned_by(0, 1, 2)
+            written = await cluster.nodes[0].write(content)
+            await eventually(lambda: cluster.holders(written.chunk_id) == [0, 1, 2])
+            reader = cluster.nodes[3]
+            first = cluster.ring().owners(written.chunk_id)[0]
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            members = tuple(
+                msgspec.structs.replace(member, peer_address=address)
+                if member.node_id == first
+                else member
+                for member in reader.view.present.members
+            )
+            reader.view.present = Membership(epoch=1, members=members)
+            # Asked before all others: nobody's latency is known, so the ring's order decides.
+            reader.client._transport._peer(first).session = Session(bytes(16), 1)
+            data = await asyncio.wait_for(
+                reader.replicator.read(written.chunk_id, length=len(content)), 5
+            )
+            assert bytes(data) == content
+            health = reader.client.health(first)
+            assert health.rank(reader.client.now()) > (True, 0.0)
+            monkeypatch.setattr("ring.peer_client.READ_SECONDS", 60.0)
+            for _ in range(5):
+                await asyncio.wait_for(
+                    reader.replicator.read(written.chunk_id, length=len(content)), 5
+                )
 
 
 async def test_missing_is_said_only_when_all_have_answered() -> None:
