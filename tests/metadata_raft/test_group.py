@@ -354,8 +354,9 @@ async def test_a_failing_state_machine_is_fatal(
         raise RuntimeError("the state is gone")
 
     monkeypatch.setattr("metadata_raft.state_machine.StateMachine.apply", broken)
-    with pytest.raises(OutcomeUnknownError):
-        await group.submit(put("one"))
+    async with asyncio.timeout(5):
+        with pytest.raises(OutcomeUnknownError, match="the state is gone"):
+            await group.submit(put("one"))
     assert [str(error) for error in cluster.fatal] == ["the state is gone"]
     cluster.fatal.clear()
 

@@ -50,3 +50,28 @@ def test_a_stormy_life(seed: int) -> None:
         world.check_final()
         assert len(world.acknowledged) > 50
         assert world.reads_answered > 5
+
+
+@pytest.mark.parametrize("seed", range(100, 104))
+def test_a_stormy_life_of_five(seed: int) -> None:
+    """The same with five voters, of which two may be away, and reads need a round."""
+    with simulation(seed, STORMY) as world:
+        voters(world, "a", "b", "c", "d", "e")
+        live_through(world, steps=500)
+        world.settle()
+        world.check_final()
+        assert len(world.acknowledged) > 50
+        assert world.reads_answered > 5
+
+
+def test_a_seed_replays_exactly() -> None:
+    """The same seed gives the same life, to the last byte of every entry."""
+
+    def life() -> tuple[dict[int, tuple[int, bytes]], dict[int, int]]:
+        with simulation(7, STORMY) as world:
+            voters(world, "a", "b", "c")
+            live_through(world, steps=300)
+            world.settle()
+            return world.history, world.acknowledged
+
+    assert life() == life()
