@@ -1,50 +1,89 @@
-"""A peer that is down costs no buffers."""
+"""Whose buffers hold a chunk on its way between nodes: no node may have to wait for the other's."""
 
 from __future__ import annotations
 
-import gc
-import socket
+import random
 
 import pytest
 
 from ring.buffers import BufferPool
-from ring.errors import PeerUnreachableError
-from ring.identity import ClusterIdentity, new_cluster_secret
-from ring.interfaces import Codec
-from ring.members import Member
+from ring.errors import OverloadedError
+from ring.interfaces import CHUNK_SIZE_LIMIT, Encoded, StoredContent
 from ring.peer_client import PeerClient
-from ring.peer_wire import Purpose, PutTarget
+from tests.fakes.chunk_store import MemoryChunkStore
+from tests.fakes.ring_nodes import RingNode, ring_cluster
 
-BODY_SIZE = 1024 * 1024
+CONTENT = random.Random(1).randbytes(200_000)
 
 
-async def test_a_buffer_for_a_peer_that_is_down_goes_back_at_once() -> None:
-    """No cycle of errors keeps it until some garbage collection."""
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
-        member = Member(node_id="b", peer_address=address, raft_address="", client_url="")
-        identity = ClusterIdentity(cluster_id="c", node_id="a", secret=new_cluster_secret())
-        pool = BufferPool()
-        client = PeerClient(identity, pool=pool, tls=None)
+class _RecordingStore(MemoryChunkStore):
+    """Notes into whose buffers it was asked to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pools: list[BufferPool | None] = []
+
+    async def get(
+        self,
+        chunk_id: bytes,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        pool: BufferPool | None = None,
+    ) -> StoredContent:
+        self.pools.append(pool)
+        return await super().get(chunk_id, start=start, end=end, pool=pool)
+
+    async def get_encoded(self, chunk_id: bytes, *, pool: BufferPool | None = None) -> Encoded:
+        self.pools.append(pool)
+        return await super().get_encoded(chunk_id, pool=pool)
+
+
+async def _record(node: RingNode) -> _RecordingStore:
+    """Restart a node on a store that takes notes and holds `CONTENT`."""
+    chunk_id = (await node.write(CONTENT)).chunk_id
+    store = _RecordingStore()
+    store.set_touch_floor(0)
+    await store.put(chunk_id, await node.store.get_encoded(chunk_id), touch=1)
+    await node.go_down()
+    node.store = store
+    await node.come_back()
+    return store
+
+
+async def test_a_peer_is_served_from_buffers_that_no_client_holds() -> None:
+    """What a peer asks for, whole or in part, is read into the pool kept for peers.
+
+    Read into the clients' pool, two nodes whose downloads wait for one another's chunks would
+    wait until both time out.
+    """
+    async with ring_cluster(3) as cluster:
+        asking, serving = cluster.nodes[:2]
+        store = await _record(serving)
+        (chunk_id,) = store.ids(b"", 10)
+        fetched = await asking.client.get(serving.member, chunk_id)
+        fetched.lease.release()
+        part = await asking.client.get_range(serving.member, chunk_id, 10, 20)
+        assert bytes(part) == CONTENT[10:20]
+        assert store.pools == [serving.peer_pool, serving.peer_pool]
+
+
+async def test_a_peer_is_asked_only_once_there_is_room_for_its_answer() -> None:
+    """A node without a free buffer does not let a peer read what it then can't take."""
+    async with ring_cluster(3) as cluster:
+        asking, serving = cluster.nodes[:2]
+        store = await _record(serving)
+        (chunk_id,) = store.ids(b"", 10)
+        pool = BufferPool(CHUNK_SIZE_LIMIT, wait_seconds=0.05)
+        held = await pool.lease()
+        client = PeerClient(asking.identity, pool=pool, tls=None)
         await client.start()
-        target = PutTarget(
-            chunk_id=bytes(32),
-            epoch=1,
-            purpose=Purpose.OWNER,
-            touch=0,
-            codec=Codec.RAW,
-            plain_length=BODY_SIZE,
-        )
-        gc.collect()
-        gc.disable()
         try:
-            for _ in range(3):
-                lease = await pool.lease(BODY_SIZE)
-                with pytest.raises(PeerUnreachableError):
-                    await client.put(member, target, lease.lend(0, BODY_SIZE))
-                del lease
-            assert pool.leased_bytes == 0
+            with pytest.raises(OverloadedError):
+                await client.get(serving.member, chunk_id)
+            with pytest.raises(OverloadedError):
+                await client.get_range(serving.member, chunk_id, 0, 10)
+            assert store.pools == []
         finally:
-            gc.enable()
+            held.release()
             await client.close()
