@@ -105,10 +105,6 @@ class FakeFileSystem:
         """
         self._faults.append(_Fault(operation, code, path, nth, times))
 
-    def crash(self) -> None:
-        """Cut the power now."""
-        self.crashed = True
-
     def crashed_copy(self, seed: int) -> FakeFileSystem:
         """A disk as it may be found after the power failed; the seed decides what was kept."""
         with self._lock:
