@@ -7,7 +7,7 @@ way round: a node serves its peers from a pool that no client can exhaust.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 from aiohttp import web
@@ -104,6 +104,7 @@ class DataPlane:
         self._collector = Collector(store=self._store, view=view, live=live, workers=workers)
         self._probe = PeerProbe(self._client, identity.node_id, members)
         self._jobs: list[Worker] = []
+        self._closers: list[Callable[[], Awaitable[None]]] = []
         self._peers = peer_runner(
             make_peer_application(
                 self._store,
@@ -123,11 +124,14 @@ class DataPlane:
             await self._store.start()
         except StoreFailedError as error:
             raise DataDirectoryError(f"{error}.") from error
+        self._closers.append(self._store.close)
 
     async def serve(self) -> None:
         """Answer peers, and be able to ask them. Raises PortTakenError."""
         await self._client.start()
+        self._closers.append(self._client.close)
         await self._peers.setup()
+        self._closers += [self._peers.cleanup, self.replicator.close]
         listen, port = self._settings.listen, self._settings.peer_port
         context = self._encryption.server if self._encryption else None
         try:
@@ -161,11 +165,9 @@ class DataPlane:
             await worker.stop()
 
     async def close(self) -> None:
-        """End what is under way, then close the store."""
-        await self.replicator.close()
-        await self._peers.cleanup()
-        await self._client.close()
-        await self._store.close()
+        """End what is under way, then close what has been opened."""
+        while self._closers:
+            await self._closers.pop()()
 
     # --- what the status shows ---------------------------------------------------------------
 

@@ -8,13 +8,15 @@ acknowledged; being removed, or running on a restored disk, ends it in order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import os
 import ssl
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, TextIO
 
 import msgspec
 from aiohttp import web
@@ -237,9 +239,10 @@ class Node:
         """Found the cluster or find one's way into it; the directory is a member's from here on."""
         identity = self._identity
         if identity.stage == "founding":
-            key = await self._membership.found()
-            if key is not None:
-                self._tell_key(key.text)
+            with self._key_file() as file:
+                key = await self._membership.found()
+                if key is not None:
+                    self._tell_key(key.text, file)
         if identity.stage != "member":
             self._directory.write_identity(msgspec.structs.replace(identity, stage="member"))
         await self._membership.announce()
@@ -250,13 +253,26 @@ class Node:
         )  # fmt: skip
         self._say(f"Ready: {self._settings.client_url}")
 
-    def _tell_key(self, key: str) -> None:
-        path, data = self._settings.admin_key_file, self._directory.path
-        if path:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(key + "\n")
-            self._say(f"The admin key is in {path}.")
+    def _key_file(self) -> AbstractContextManager[TextIO | None]:
+        """Where the admin key goes, opened before it is made; None where it is printed."""
+        path = self._settings.admin_key_file
+        if not path:
+            return contextlib.nullcontext()
+        try:
+            # Not truncated: a start that was cut off may have left the only copy of the key there.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise NodeError(
+                f"The file {path} for the admin key can't be written: {error.strerror}."
+            ) from error
+        return open(descriptor, "w", encoding="utf-8")
+
+    def _tell_key(self, key: str, file: TextIO | None) -> None:
+        data = self._directory.path
+        if file is not None:
+            file.write(key + "\n")
+            file.truncate()
+            self._say(f"The admin key is in {self._settings.admin_key_file}.")
         else:
             self._say(f"The admin key, shown this once:\n\n  {key}\n")
             self._say(f"If it gets lost: holdfast admin reset-key --data {data}")

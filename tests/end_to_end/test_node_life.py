@@ -82,6 +82,24 @@ async def test_a_node_whose_log_was_wiped_does_not_vote_again(tmp_path: Path) ->
         assert "this node has forgotten what it promised" in node.log()
 
 
+@pytest.mark.parametrize("name", ["vote", "manifest"])
+async def test_a_damaged_raft_file_is_one_sentence(tmp_path: Path, name: str) -> None:
+    """The node stops before anything is served, says what is damaged, and closes what is open."""
+    async with running_cluster(tmp_path, 1) as cluster:
+        node = cluster.nodes[0]
+        assert await node.stop() == 0
+        path = node.data / "raft" / name
+        damaged = bytearray(path.read_bytes())
+        damaged[-1] ^= 1
+        path.write_bytes(damaged)
+        node.start()
+        assert await node.wait_exit(timeout_seconds=30) == 1
+        said = [line for line in node.log().splitlines() if line.startswith("holdfast: ")]
+        assert len(said) == 1, node.log()
+        assert "Remove it from the cluster" in said[0]
+        assert "Traceback" not in node.log()
+
+
 async def test_a_failed_write_of_a_chunk_ends_the_node_with_a_sentence(tmp_path: Path) -> None:
     """What the disk holds is unknown then, so nothing more is acknowledged; others go on."""
     async with running_cluster(tmp_path, 3) as cluster:

@@ -148,3 +148,9 @@ def test_a_token_of_another_cluster(tmp_path: Path) -> None:
     said = sentence(done)
     assert CLUSTER_ID in said
     assert other in said
+
+
+def test_an_admin_key_file_that_cannot_be_written(tmp_path: Path) -> None:
+    """Found out before the key is made, so that a later start still shows one."""
+    done = serve(tmp_path / "d", "--admin-key-file", str(tmp_path / "missing" / "key"))
+    assert "for the admin key can't be written: No such file" in sentence(done)
