@@ -73,6 +73,10 @@ MEMBERSHIP_PERIOD_SECONDS = 0.1
 MEMBERSHIP_TIMEOUT_SECONDS = 5.0
 """How long one recorded stage may take before the leader looks again."""
 
+REROUTE_PERIOD_SECONDS = 0.1
+"""How often what is pending is looked through for what takes too long; a new leader or connection
+does not wait for it."""
+
 TRANSFER_SECONDS_LIMIT = 0.5
 """After this long without success a leader that wanted to hand over goes on leading."""
 
@@ -173,6 +177,7 @@ class Replica:
         self._answers: list[tuple[bytes, bytes]] = []
         self._route: tuple[NodeId | None, int] = (None, 0)
         self._route_is_new = False
+        self._reroute_at = 0.0
         self._leading_term = 0
         self._membership_at = 0.0
         self._stage_request: bytes | None = None
@@ -397,10 +402,15 @@ class Replica:
             if self._route[0] == self.node_id:
                 self._lose_leadership(now)
             self._route = (leader, term)
+            self._reroute_at = now
         if leader is None or not self._pending:
             return
-        self._pending.reroute(leader=leader, term=term, now=now, connection_new=self._route_is_new)
-        self._route_is_new = False
+        if self._route_is_new or now >= self._reroute_at:
+            self._reroute_at = now + REROUTE_PERIOD_SECONDS
+            self._pending.reroute(
+                leader=leader, term=term, now=now, connection_new=self._route_is_new
+            )
+            self._route_is_new = False
         time_ms = self.state_time_ms()
         if leader == self.node_id:
             while batch := self._pending.route(leader, term, time_ms=time_ms, now=now):

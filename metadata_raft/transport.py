@@ -49,6 +49,9 @@ QUEUE_SIZE_LIMIT = 8 * MESSAGE_SIZE_LIMIT
 INBOUND_LIMIT = 256
 """Connections accepted at once, proven or not."""
 
+WILDCARD_HOSTS = frozenset({"", "0.0.0.0", "::"})
+"""Where a node listens on every interface; no address anybody could dial."""
+
 CLOSING_ROUNDS = 3
 """Turns of the loop from accepting a connection to having closed it."""
 
@@ -116,7 +119,7 @@ class Transport:
             lambda: _Inbound(self), listen_host, listen_port, ssl=self._server_tls
         )
         port = self._server.sockets[0].getsockname()[1]
-        if self._advertise_address is None:
+        if self._advertise_address is None and listen_host not in WILDCARD_HOSTS:
             self._advertise_address = f"{listen_host}:{port}"
         return f"{listen_host}:{port}"
 
@@ -175,9 +178,6 @@ class Transport:
         self._encoded = None
         for outbound in list(self._outbound.values()):
             outbound.flush()
-
-    def connected_peers(self) -> list[NodeId]:
-        return sorted(self._outbound)
 
     # --- inside -------------------------------------------------------------------------------
 
