@@ -271,8 +271,9 @@ async def test_cancelled_put_waits_for_the_disk(bench: Bench) -> None:
         for _ in range(50):
             await asyncio.sleep(0)
             task.cancel()
-        assert not task.done()
+        is_done = task.done()
         bench.disk._lock.release()
+        assert not is_done
         with pytest.raises(asyncio.CancelledError):
             await task
         data[:] = bytes(len(data))
