@@ -13,7 +13,7 @@ _PATIENCE_SECONDS = 2.0
 """How long a failed peer is asked last. Short: asking it again is how it is found to be back."""
 
 
-_FAILURE_SECONDS = 1.0
+FAILURE_SECONDS = 5.0
 """What a failure counts as, at least: a hanging peer is not asked first again before it has
 answered something else, such as a write, which goes to all owners."""
 
@@ -34,7 +34,7 @@ class PeerHealth:
 
     def failed(self, now: float) -> None:
         self._failed_at = now
-        self.latency_seconds = max(self.latency_seconds, _FAILURE_SECONDS)
+        self.latency_seconds = max(self.latency_seconds, FAILURE_SECONDS)
 
     def rank(self, now: float) -> tuple[bool, float]:
         """Sorts peers: those that failed just now last, the quickest first."""

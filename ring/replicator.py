@@ -29,6 +29,7 @@ from ring.fetching import ChunkFetcher, Lacking
 from ring.interfaces import ChunkStore, ClusterView, Encoded
 from ring.members import NodeId
 from ring.peer_client import PeerClient
+from ring.peer_health import FAILURE_SECONDS
 from ring.peer_wire import BATCH_LIMIT, Purpose, PutTarget
 from ring.placement import Ring
 from ring.ring_cache import RingCache
@@ -46,8 +47,11 @@ LAGGING_PAUSES_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4)
 milliseconds, unless it is cut off."""
 
 BACKGROUND_LIMIT_BYTES = 64 * 1024 * 1024
-"""Buffers held for copies beyond the quorum. Where one node hangs, the oldest copies to it are
-given up, and repaired later, instead of using up the memory of all uploads."""
+"""Buffers held for copies beyond the quorum. Beyond it, writes wait for the slowest node."""
+
+ROOM_SECONDS = 2.0
+"""How long a write waits for that. Then the oldest copies are given up, and repaired later: one
+hanging node must not use up the memory of all uploads."""
 
 CLOSE_SECONDS = 5.0
 """How long a stopping node waits for copies beyond the quorum; a hanging peer must not keep it."""
@@ -184,14 +188,31 @@ class Replicator:
                     raise
                 await asyncio.sleep(pause)
 
-    def went_on(self, job: _WriteJob) -> None:
+    async def make_room(self, job: _WriteJob) -> None:
         """A job is acknowledged and has copies under way still: bound what such jobs hold."""
         self._background.append(job)
         self._background_bytes += job.held_bytes
+        deadline = self._client.now() + ROOM_SECONDS
         while self._background_bytes > BACKGROUND_LIMIT_BYTES:
-            oldest = self._background.popleft()
+            oldest = self._background[0]
+            seconds = deadline - self._client.now()
+            if seconds > 0 and not self._hangs(oldest):
+                if oldest.tasks:
+                    await asyncio.wait(oldest.tasks, timeout=seconds)
+                # Lets the callbacks of what has ended run.
+                await asyncio.sleep(0)
+                continue
+            self._background.popleft()
             self._background_bytes -= oldest.held_bytes
+            for node in oldest.under_way():
+                self._client.health(node).failed(self._client.now())
             oldest.give_up()
+
+    def _hangs(self, job: _WriteJob) -> bool:
+        """Whether a copy is on its way to a node that has failed and not answered since."""
+        return any(
+            self._client.health(node).latency_seconds >= FAILURE_SECONDS for node in job.under_way()
+        )
 
     def ended(self, job: _WriteJob) -> None:
         """No copy of a job is under way any more."""
@@ -309,7 +330,11 @@ class _WriteJob:
             self._finish()
         await self._verdict
         if not self._plan.ended:
-            self._replicator.went_on(self)
+            await self._replicator.make_room(self)
+
+    def under_way(self) -> frozenset[NodeId]:
+        """The nodes whose copies have not ended."""
+        return self._plan.under_way
 
     def give_up(self) -> None:
         """Stop what is under way still; repair will see to it."""

@@ -49,6 +49,10 @@ class WritePlan:
         return handoff, Purpose.HANDOFF
 
     @property
+    def under_way(self) -> frozenset[NodeId]:
+        return frozenset(self._under_way)
+
+    @property
     def durable(self) -> int:
         return len(self._durable)
 

@@ -83,11 +83,11 @@ def test_a_peer_that_failed_is_asked_last_until_it_answers() -> None:
     quick, slow, slower = PeerHealth(), PeerHealth(), PeerHealth()
     quick.answered(0.001)
     slow.answered(0.5)
-    slower.answered(2.0)
+    slower.answered(9.0)
     assert quick.rank(0) < slow.rank(0)
     quick.failed(10.0)
     assert quick.rank(10.5) > slower.rank(10.5)
     assert slow.rank(13.0) < quick.rank(13.0) < slower.rank(13.0)
-    for _ in range(5):
+    for _ in range(15):
         quick.answered(0.001)
     assert quick.rank(13.0) < slow.rank(13.0)

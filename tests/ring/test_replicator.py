@@ -158,8 +158,10 @@ async def test_a_cancelled_write_ends_by_itself_and_returns_its_buffer() -> None
 async def test_copies_to_a_hanging_node_never_hold_all_buffers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Beyond a bound of bytes the oldest copies under way are given up and reported instead."""
+    """Beyond a bound of bytes the oldest copies under way are given up after a while, and reported;
+    the next ones to the same node are not waited for."""
     monkeypatch.setattr("ring.replicator.BACKGROUND_LIMIT_BYTES", 200_000)
+    monkeypatch.setattr("ring.replicator.ROOM_SECONDS", 0.1)
     async with ring_cluster(3) as cluster:
         cluster.nodes[2].store.hold_writes()
         first = await cluster.nodes[0].write(_random(90_000, seed=1))
@@ -169,6 +171,28 @@ async def test_copies_to_a_hanging_node_never_hold_all_buffers(
         await eventually(
             lambda: cluster.nodes[0].lacking == [(first.chunk_id, cluster.nodes[2].node_id)]
         )
+        monkeypatch.setattr("ring.replicator.ROOM_SECONDS", 60.0)
+        await asyncio.wait_for(cluster.nodes[0].write(_random(90_000, seed=4)), 5)
+
+
+async def test_a_slow_node_slows_writes_down_before_it_loses_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the bound reached, a write is acknowledged once the slowest node has caught up a bit."""
+    monkeypatch.setattr("ring.replicator.BACKGROUND_LIMIT_BYTES", 200_000)
+    async with ring_cluster(3) as cluster:
+        cluster.nodes[2].store.hold_writes()
+        for seed in (1, 2):
+            await cluster.nodes[0].write(_random(90_000, seed))
+        third = asyncio.ensure_future(cluster.nodes[0].write(_random(90_000, 3)))
+        chunk_id = blake3(_random(90_000, 3)).digest()
+        await eventually(lambda: cluster.holders(chunk_id) == [0, 1])
+        done, _ = await asyncio.wait([third], timeout=0.05)
+        assert not done
+        cluster.nodes[2].store.release_writes()
+        await asyncio.wait_for(third, 5)
+        await eventually(lambda: cluster.holders(chunk_id) == [0, 1, 2])
+        assert cluster.nodes[0].lacking == []
 
 
 async def test_closing_does_not_wait_for_a_hanging_node(monkeypatch: pytest.MonkeyPatch) -> None:
