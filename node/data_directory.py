@@ -174,7 +174,7 @@ class _Versioned(msgspec.Struct):
 
 def _check_holes(path: str) -> None:
     try:
-        possible = can_punch_holes(path)
+        possible = can_punch_holes(RealFileSystem(), path)
     except OSError as error:
         raise DataDirectoryError(_unusable(path, error)) from error
     if not possible:

@@ -244,16 +244,18 @@ def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
             raise OSError(code, os.strerror(code))
 
 
-def can_punch_holes(directory: str) -> bool:
-    """Whether the file system below `directory` can punch holes; leaves nothing behind."""
+def can_punch_holes(filesystem: FileSystem, directory: str) -> bool:
+    """Whether the files of a directory can give space back; leaves nothing behind."""
     path = os.path.join(directory, ".hole-probe")
-    file = RealFileSystem().open(path, create=True)
+    file = filesystem.open(path, create=True)
     try:
         file.write_at(0, bytes(8192))
         file.punch_hole(0, 4096)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        raise
     finally:
         file.close()
-        os.unlink(path)
+        filesystem.unlink(path)
     return True

@@ -28,13 +28,12 @@ from ring.chunk_index import (
 )
 from ring.chunk_reader import ChunkReader, UnsoundError
 from ring.errors import IndexDamagedError, RecordError, StoreFailedError
-from ring.filesystem import FileSystem
+from ring.filesystem import FileSystem, can_punch_holes
 from ring.record import FIRST_RECORD_OFFSET, RecordHeader
 from ring.store_changes import punch_extents, row_of
 from ring.volume import (
     DamagedRegion,
     Volume,
-    can_punch_holes,
     discard_unborn,
     volume_numbers,
 )

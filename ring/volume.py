@@ -255,23 +255,6 @@ class Volume:
             return None
 
 
-def can_punch_holes(filesystem: FileSystem, directory: str) -> bool:
-    """Whether space can be given back in the files of a directory; leaves nothing behind."""
-    path = os.path.join(directory, ".hole-probe")
-    file = filesystem.open(path, create=True)
-    try:
-        file.write_at(0, _ZEROS[: 2 * ALIGNMENT])
-        file.punch_hole(0, ALIGNMENT)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
-            return False
-        raise
-    finally:
-        file.close()
-        filesystem.unlink(path)
-    return True
-
-
 def volume_numbers(filesystem: FileSystem, directory: str) -> list[int]:
     """Return the numbers of the volumes in a directory, in order."""
     matches = (_NAME.fullmatch(name) for name in filesystem.names(directory))

@@ -112,7 +112,7 @@ def test_a_file_system_without_holes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deleting could give nothing back there."""
-    monkeypatch.setattr(data_directory, "can_punch_holes", lambda _path: False)
+    monkeypatch.setattr(data_directory, "can_punch_holes", lambda _filesystem, _path: False)
     assert "which deleting needs" in refusal(tmp_path)
     monkeypatch.undo()
     DataDirectory.open(str(tmp_path)).close()

@@ -167,7 +167,7 @@ class TestRealFileSystem(FileSystemConformance):
 
     def test_hole_probe(self, tmp_path: Path) -> None:
         """The probe answers, and leaves nothing behind."""
-        assert can_punch_holes(str(tmp_path))
+        assert can_punch_holes(RealFileSystem(), str(tmp_path))
         assert os.listdir(tmp_path) == []
 
     def test_holes_give_space_back(self, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ring.codec import checksums
 from ring.errors import RecordError
-from ring.filesystem import Buffer, FileSystem, RealFileSystem
+from ring.filesystem import Buffer, FileSystem, RealFileSystem, can_punch_holes
 from ring.interfaces import CHUNK_SIZE_LIMIT, Codec
 from ring.record import (
     ALIGNMENT,
@@ -25,7 +25,6 @@ from ring.volume import (
     AppendScratch,
     DamagedRegion,
     Volume,
-    can_punch_holes,
     discard_unborn,
     volume_numbers,
 )

@@ -1,0 +1,1 @@
+"""What clients talk to: the HTTP API, and the client for it."""

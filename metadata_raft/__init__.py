@@ -1,0 +1,1 @@
+"""The replicated metadata: everything the cluster knows about files but their contents."""

@@ -1,0 +1,1 @@
+"""The storage ring: where chunks live, and how they get there."""
