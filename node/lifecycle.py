@@ -52,6 +52,7 @@ def serve(
         token = _token(settings, ask_token if needs_token else lambda: None)
         start = plan_start(identity, join=settings.join, token=token, path=directory.path)
         process.tune_interpreter()
+        process.raise_descriptor_limit()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(settings, directory, start, token, say))
 

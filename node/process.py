@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -34,6 +35,13 @@ def tune_interpreter() -> None:
     gc.collect()
     # Thresholds stay as they are: errors make cycles, and a cycle may hold an 8 MiB buffer.
     gc.freeze()
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many open files as the system lets an ordinary user have: every connection is one,
+    every chunk volume two, and the usual 1,024 would end at a few hundred clients."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def end_at_the_latest_in(seconds: float) -> None:
