@@ -107,6 +107,9 @@ class EngineHost(Protocol):
 
     def configuration_changed(self, configuration: Configuration) -> None: ...
 
+    def entries_dropped(self) -> None:
+        """A full disk took entries back: nothing that waits for a sync may be sent any more."""
+
 
 class _Outlet(Transport):  # type: ignore[misc] # The library has no types.
     """The library's view of the network: its messages become ours."""
@@ -222,6 +225,12 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
     def is_established(self) -> bool:
         """Whether this node leads and an entry of its own term is committed (M3, M7)."""
         return self.is_leader and self.commit_index >= (self._SyncObj__noopIDx or 0)
+
+    @property
+    def knows_state_time(self) -> bool:
+        """Whether an entry of the current term is committed here: by then its leader has heard a
+        majority, and with it what time it is (M5)."""
+        return self.log.term_at(self.commit_index) == self.term
 
     @property
     def leader_id(self) -> NodeId | None:
@@ -681,7 +690,9 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         self._SyncObj__raftLeader = None
 
     def _survive_full_disk(self) -> None:
-        """Without room for an entry nothing was appended: stop leading, acknowledge nothing."""
+        """What was not durable is gone, from the log too: stop leading, acknowledge nothing."""
+        self._host.entries_dropped()
+        self._SyncObj__raftCommitIndex = min(self.commit_index, self.log.last_index)
         if self.is_leader:
             self._follow()
 

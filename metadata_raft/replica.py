@@ -287,7 +287,6 @@ class Replica:
         try:
             self.log.flush()
         except StorageFullError:
-            self._after_flush.clear()
             self.engine.disk_is_full()
             return
         if self._after_flush:
@@ -393,6 +392,9 @@ class Replica:
     def configuration_changed(self, configuration: Configuration) -> None:
         self.on_configuration(configuration)
 
+    def entries_dropped(self) -> None:
+        self._after_flush.clear()
+
     # --- commands -----------------------------------------------------------------------------
 
     def _route_pending(self, now: float) -> None:
@@ -403,7 +405,7 @@ class Replica:
                 self._lose_leadership(now)
             self._route = (leader, term)
             self._reroute_at = now
-        if leader is None or not self._pending:
+        if leader is None or not self._pending or not self.engine.knows_state_time:
             return
         if self._route_is_new or now >= self._reroute_at:
             self._reroute_at = now + REROUTE_PERIOD_SECONDS

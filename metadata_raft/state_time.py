@@ -12,6 +12,8 @@ from collections.abc import Collection
 
 from ring.members import NodeId
 
+_UNKNOWN = float("-inf")
+
 
 class StateTime:
     """Readings of the voters' clocks, and the last time that was stamped."""
@@ -33,9 +35,13 @@ class StateTime:
         self._last_ms = max(self._last_ms, time_ms)
 
     def now_ms(self, now_seconds: float, voters: Collection[NodeId]) -> int:
-        """T for an entry that is made now; never less than any T before."""
-        offsets = sorted(self._offsets[voter] for voter in voters if voter in self._offsets)
-        if offsets:
-            median = offsets[(len(offsets) - 1) // 2]
+        """T for an entry that is made now; never less than any T before.
+
+        A clock that is not known yet counts as the earliest: T stands still until a majority of
+        the voters has told its own, so that a new leader does not go by its clock alone.
+        """
+        offsets = sorted(self._offsets.get(voter, _UNKNOWN) for voter in voters)
+        median = offsets[(len(offsets) - 1) // 2] if offsets else _UNKNOWN
+        if median != _UNKNOWN:
             self._last_ms = max(self._last_ms, int(median + now_seconds * 1000))
         return self._last_ms

@@ -243,6 +243,54 @@ def test_a_clock_of_tomorrow_expires_nothing_today() -> None:
         assert leader.state.applied.time_ms < world.network.now * 1000 + 1000
 
 
+def test_a_new_leader_does_not_go_by_its_own_clock_alone() -> None:
+    """Until a majority has told its clocks state time stands still: a leader whose own is a day
+    ahead, elected a moment ago, expires nothing either (rule M5)."""
+    time = StateTime(1000)
+    time.observe("a", 9_999_999, now_seconds=10.0)
+    assert time.now_ms(10.0, ("a", "b", "c")) == 1000
+    assert time.now_ms(10.0, ("a", "b")) == 1000
+    time.observe("b", 50_000, now_seconds=10.0)
+    assert time.now_ms(10.0, ("a", "b", "c")) == 50_000
+    with simulation(9) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        world.submit(leader)
+        world.network.run(0.5)
+        follower = next(node for node in world.nodes.values() if node is not leader)
+        follower.clock_skew_ms = 86_400_000
+        assert leader.replica is not None
+        leader.replica.engine.transfer_leadership(follower.node_id)
+        number = world.submit(follower)
+        world.network.run_until(lambda: number in world.acknowledged, limit=5)
+        assert follower.replica is not None
+        assert follower.replica.engine.is_leader
+        assert follower.state is not None
+        assert follower.state.applied.time_ms < world.network.now * 1000 + 1000
+
+
+def test_a_long_night_expires_nothing_in_the_morning() -> None:
+    """Commands that wait for the first leader after hours without power live on its state time,
+    not on that of the evening before."""
+    with simulation(10) as world:
+        nodes = voters(world, "a", "b", "c")
+        world.submit(world.wait_leader())
+        world.network.run(0.5)
+        for node in nodes:
+            world.checkpoint(node)
+            world.crash(node)
+        world.network.run(3600)
+        for node in nodes:
+            world.start(node)
+        for _ in range(20):
+            for node in nodes:
+                world.submit(node)
+            world.network.run(0.05)
+        world.settle()
+        assert len(world.acknowledged) == 61
+        world.check_final()
+
+
 def test_state_time_survives_a_restart_with_clocks_set_back() -> None:
     """A leader that finds entries in its journal, not yet applied, stamps nothing earlier."""
     with simulation(7) as world:

@@ -117,6 +117,36 @@ def test_an_acknowledgement_follows_the_sync() -> None:
         assert checked > 20
 
 
+def test_what_found_no_room_is_not_acknowledged() -> None:
+    """A follower whose disk is full at the sync takes back the entries and their acknowledgement
+    with them; the commit index, which had covered them, follows (rule M4)."""
+    with simulation(2) as world:
+        voters(world, "a", "b", "c")
+        leader = world.wait_leader()
+        world.network.run(0.2)
+        follower = next(node for node in world.nodes.values() if node is not leader)
+        replica = follower.replica
+        assert replica is not None
+        assert follower.journal is not None
+        wrong: list[int] = []
+
+        def check(source: NodeId, target: NodeId, message: Message) -> None:
+            disk = world.nodes[source].disk.entries
+            if isinstance(message, AppendReply) and message.success:
+                wrong.extend(range(disk[-1][1] + 1, message.next_index))
+
+        world.network.on_transmit = check
+        engine, log = replica.engine, replica.log
+        entries = [(NO_OP, log.last_index + 1, engine.term)]
+        append = Append(engine.term, log.last_index + 1, log.last_index, log.last_term, 0, entries)
+        replica.receive(leader.node_id, append)
+        follower.journal.fail_next_flush = True
+        is_busy = replica.advance()
+        assert not wrong, "an entry that is gone was acknowledged"
+        assert engine.commit_index == log.last_index
+        assert not is_busy
+
+
 def test_a_leader_counts_itself_only_when_synced() -> None:
     """What a leader calls committed is on its own disk: also its first entry, and a change of
     members, where it is its own majority."""
