@@ -68,6 +68,11 @@ class translated:  # noqa: N801 - reads as a phrase: with translated()
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
+        if isinstance(error, aiohttp.ClientConnectorError):
+            reason = error.os_error.strerror or str(error.os_error)
+            raise UnreachableError(
+                f"no connection to {error.host}:{error.port}: {reason}"
+            ) from error
         if isinstance(error, aiohttp.ClientError | OSError | asyncio.TimeoutError):
             raise UnreachableError(str(error) or type(error).__name__) from error
 

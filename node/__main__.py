@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line; ends the process with one of the exit codes in `node/errors.py`."""
+    _fill_closed_streams()
     try:
         from node import errors, shadowing  # noqa: PLC0415 - a foreign `node` is to be reported
     except ImportError:
@@ -25,6 +27,20 @@ def main() -> None:
     from node.commands import run  # noqa: PLC0415 - only after the check
 
     sys.exit(run())
+
+
+def _fill_closed_streams() -> None:
+    """Put /dev/null where a standard stream is closed (`holdfast … >&-`, some supervisors).
+
+    The next file opened would get that number, and whatever is printed would end up in it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    # What Python found closed is None: it opened its streams before.
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ async def _ask(urls: Sequence[str], envelope: bytes) -> bytes:
                 except RefusedError as error:
                     if not error.retryable:
                         raise JoinError(
-                            f"The cluster does not admit this node: {error.detail}."
+                            f"The cluster does not admit this node: {error.detail.rstrip('.')}."
                         ) from error
                     last = error
                 except UnreachableError as error:

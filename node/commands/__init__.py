@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import click
 
+from node.commands.text import printable
 from node.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -23,6 +24,8 @@ from node.errors import (
 
 _EXIT_INTERRUPTED = 130
 """What shells expect of a program that Ctrl-C has ended."""
+
+_HOW_TO_GIVE_A_KEY = "--key-file, HOLDFAST_KEY_FILE or a profile give it"
 
 _COMMANDS = {
     "serve": ("serve", "Run a node of a cluster."),
@@ -86,18 +89,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except NodeError as error:
         for line in str(error).splitlines():
-            print(f"holdfast: {line}", file=sys.stderr)
+            print(f"holdfast: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has seen enough (`holdfast ls | head`).
         sys.stderr.close()
         return EXIT_DONE
+    except OSError as error:
+        # A full disk behind `holdfast cat … > file`, mostly.
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"holdfast: {named}{error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
     except Exception as error:
         known = client_failure(error)
         if known is None:
             raise
         sentence, exit_code = known
-        print(f"holdfast: {sentence}", file=sys.stderr)
+        print(f"holdfast: {printable(sentence)}", file=sys.stderr)
         return exit_code
     return code if isinstance(code, int) else EXIT_DONE
 
@@ -114,6 +122,8 @@ def client_failure(error: BaseException) -> tuple[str, int] | None:
             return error.detail, EXIT_TRY_AGAIN
         case client.UnreachableError():
             return f"The node can't be reached: {error}", EXIT_TRY_AGAIN
+        case client.RefusedError() if error.code == "unauthenticated":
+            return f"{error.detail} ({_HOW_TO_GIVE_A_KEY})", EXIT_FAILED
         case client.ClientError():
             return str(error), EXIT_FAILED
         case _:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import signal
 import stat
+import sys
 import tomllib
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -23,6 +27,9 @@ from node.errors import SettingsError
 from node.settings import Secret
 
 DEFAULT_URL = "http://127.0.0.1:7070"
+
+_KEY = re.compile("[!-~]+")
+"""What may stand in a header; whether it is a key is for the cluster to say."""
 
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -60,8 +67,7 @@ def resolve(
     """See the module; `profile` need not exist."""
     stored = _profile(profile)
     chosen = url or environment.get("HOLDFAST_URL") or stored.get("url") or DEFAULT_URL
-    if not chosen.startswith(("http://", "https://")):
-        raise SettingsError([f"{chosen!r} is not a URL like {DEFAULT_URL}."])
+    _check_url(chosen)
     key: str | None = None
     if key_file:
         key = _read(key_file)
@@ -70,16 +76,66 @@ def resolve(
     elif environment.get("HOLDFAST_KEY_FILE"):
         key = _read(environment["HOLDFAST_KEY_FILE"])
     else:
-        key = stored.get("key")
+        key = stored.get("key") or None
+    if key is not None and not _KEY.fullmatch(key):
+        raise SettingsError(["What was given as API key is not one: a key is one word, hfk_…"])
     return Connection(url=chosen.rstrip("/"), key=Secret(key) if key else None)
 
 
 def run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-    """Run the asynchronous part of a command."""
+    """Run the asynchronous part of a command; Ctrl-C, SIGTERM and SIGHUP let it clean up."""
     import uvloop  # noqa: PLC0415 - half of what a short command would otherwise need to start
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work())
+    received: list[int] = []
+
+    async def interruptible() -> _T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def end(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+                asyncio.get_running_loop().add_signal_handler(number, end, number)
+        return await work()
+
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    try:
+        result = runner.run(interruptible())
+    except KeyboardInterrupt:
+        _end_by(signal.SIGINT)
+    except asyncio.CancelledError:
+        if received:
+            _end_by(received[0])
+        raise
+    except BaseException:
+        runner.close()
+        raise
+    runner.close()
+    return result
+
+
+def _end_by(number: int) -> NoReturn:
+    """End as shells expect it of an interrupted program: by the signal itself.
+
+    Nothing is waited for any more: a thread that reads a silent standard input can't be stopped.
+    """
+    print("holdfast: interrupted", file=sys.stderr, flush=True)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # unless the signal is blocked, this is never reached
+
+
+def _check_url(text: str) -> None:
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.query or parts.fragment or not text.isprintable():
+        raise SettingsError([f"{text!r} is not a URL like {DEFAULT_URL}."])
 
 
 def _profile(path: Path) -> dict[str, str]:
@@ -101,4 +157,5 @@ def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError([f"The key file {path} can't be read: {error}."]) from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SettingsError([f"The key file {path} can't be read: {reason}."]) from error

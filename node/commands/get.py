@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -94,9 +95,9 @@ async def fetch(
 ) -> Fetched:
     """Download one file under a temporary name, verified and durable before it gets its own."""
     async with client.get(name.bucket, name.path) as download:
-        local.parent.mkdir(parents=True, exist_ok=True)
-        temporary = local.with_name(f".{local.name[:200]}.{secrets.token_hex(4)}.part")
+        temporary = local.with_name(f".{local.name[:40]}.{secrets.token_hex(4)}.part")
         try:
+            local.parent.mkdir(parents=True, exist_ok=True)
             with (
                 temporary.open("xb") as file,
                 transfers.file(str(name), download.size_bytes) as advance,
@@ -110,7 +111,8 @@ async def fetch(
         except OSError as error:
             raise NodeError(f"{local} can't be written: {error.strerror or error}.") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where there is no folder, there is no file
+                temporary.unlink()
         return Fetched(
             bucket=name.bucket,
             path=name.path,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import msgspec
+
+from node.errors import NodeError
 
 
 class RemoteName(msgspec.Struct, frozen=True):
@@ -33,6 +36,8 @@ def parse(text: str) -> RemoteName:
     bucket, _, path = text.partition("/")
     if not bucket:
         raise click.UsageError(f"{text!r} is not a name like BUCKET/PATH.")
+    if not _is_unicode(text):
+        raise click.UsageError(f"{text!r} is not valid UTF-8, as all names in the cluster are.")
     return RemoteName(bucket, path)
 
 
@@ -51,16 +56,43 @@ def upload_target(source: str, target: RemoteName, *, several: bool) -> RemoteNa
     return target
 
 
-def files_below(folder: Path) -> list[tuple[Path, str]]:
-    """The regular files below a folder with their relative names, sorted; links aren't followed."""
+def files_below(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
+    """The regular files below a folder with their relative names, sorted; and what is left out.
+
+    Left out are links, which aren't followed, and what is no file (sockets, devices, pipes).
+    Raises NodeError for a folder that can't be read and for a name the cluster can't have: what
+    is stored is everything, or the command fails.
+    """
     found: list[tuple[Path, str]] = []
-    for directory, names, files in os.walk(folder):
-        names.sort()
+    left_out: list[Path] = []
+    for directory, folders, files in os.walk(folder, onerror=_raise_unreadable):
+        folders.sort()
+        left_out += [path for name in folders if (path := Path(directory, name)).is_symlink()]
         for name in sorted(files):
             path = Path(directory, name)
-            if path.is_file() and not path.is_symlink():
-                found.append((path, path.relative_to(folder).as_posix()))
-    return found
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink() or not path.is_file():
+                left_out.append(path)
+            elif _is_unicode(relative):
+                found.append((path, relative))
+            else:
+                raise NodeError(
+                    f"The name {str(path)!r} is not valid UTF-8, as all names in the cluster are."
+                )
+    return found, left_out
+
+
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise NodeError(f"{error.filename} can't be read: {error.strerror}.") from error
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a name of the local system, where names are bytes, can be one of the cluster."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def local_target(name: RemoteName, target: str | None) -> Path:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 import msgspec
 
+from node.commands.text import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -29,10 +31,13 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns; by rich on a terminal, plain and tab-separated without heads in a pipe."""
+    """Aligned columns; by rich on a terminal, plain and tab-separated without heads in a pipe.
+
+    Control characters are shown as escapes, so that a row is a line; JSON has the exact names.
+    """
     if not sys.stdout.isatty():
         for row in rows:
-            click.echo("\t".join(row))
+            click.echo("\t".join(map(printable, row)))
         return
     from rich.console import Console  # noqa: PLC0415 - costs a tenth of a second
     from rich.table import Table  # noqa: PLC0415
@@ -107,7 +112,7 @@ class Transfers:
         if shown is None:
             yield lambda _count: None
             return
-        task = shown.add_task(f"{self._verb} {name}", total=total_bytes)
+        task = shown.add_task(f"{self._verb} {printable(name)}", total=total_bytes)
 
         def advance(count: int) -> None:
             shown.advance(task, count)
@@ -123,4 +128,4 @@ class Transfers:
 
 def _escaped(text: str) -> str:
     """Fit for a table on a screen: ids by their first group, no markup in square brackets."""
-    return _UUID.sub(r"\1", text).replace("[", "\\[")
+    return _UUID.sub(r"\1", printable(text)).replace("[", "\\[")

@@ -11,9 +11,10 @@ from typing import BinaryIO
 
 import click
 
-from gateway.client import GatewayClient
+from gateway.client import GatewayClient, PreconditionError
 from gateway.documents import UploadReceipt
 from node.commands import bounded, connection, names, output
+from node.commands.text import printable
 from node.errors import NodeError
 
 
@@ -38,7 +39,8 @@ def command(
     """Store SOURCES as TARGET (BUCKET/PATH).
 
     A source - is standard input. A target that ends with a slash, or is a bucket alone, is a
-    folder. With -r the files of a folder go below TARGET.
+    folder. With -r the files of a folder go below TARGET; links and what is no file
+    are left out, and named.
     """
     plan = _plan(sources, names.parse(target), recursive=recursive)
     connected = connection.connect(url, key_file)
@@ -66,10 +68,10 @@ def _plan(
             if not recursive:
                 raise click.UsageError(f"{source} is a folder; give -r to store what it holds.")
             folder = target.below(Path(source).resolve().name) if len(sources) > 1 else target
-            plan.extend(
-                (str(path), folder.below(relative))
-                for path, relative in names.files_below(Path(source))
-            )
+            found, left_out = names.files_below(Path(source))
+            plan.extend((str(path), folder.below(relative)) for path, relative in found)
+            for path in left_out:
+                click.echo(f"holdfast: left out, no file: {printable(str(path))}", err=True)
         elif os.path.exists(source):
             several = len(sources) > 1
             plan.append((source, names.upload_target(source, target, several=several)))
@@ -95,14 +97,17 @@ async def _upload(
                 _opened(local) as source,
                 transfers.file(str(remote), sizes.get(local)) as advance,
             ):
-                return await client.put(
-                    remote.bucket,
-                    remote.path,
-                    source,
-                    content_type=content_type,
-                    if_none_match="*" if new_only else None,
-                    progress=advance,
-                )
+                try:
+                    return await client.put(
+                        remote.bucket,
+                        remote.path,
+                        source,
+                        content_type=content_type,
+                        if_none_match="*" if new_only else None,
+                        progress=advance,
+                    )
+                except PreconditionError as error:
+                    raise NodeError(f"{remote} exists already.") from error
 
         return await bounded.each(one, plan)
 

@@ -75,3 +75,18 @@ async def test_a_target_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(NodeError, match="can't be written"):
         await fetched(FakeClient([b"x"]), tmp_path / "file")
     assert os.listdir(tmp_path) == ["file"]
+
+
+async def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    """A file in the way of the folder: in the cluster `a` and `a/b` may both be files."""
+    (tmp_path / "a").write_text("")
+    with pytest.raises(NodeError, match="can't be written"):
+        await fetched(FakeClient([b"x"]), tmp_path / "a" / "b")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+async def test_a_name_as_long_as_names_may_be_is_fetched(tmp_path: Path) -> None:
+    """255 bytes of three-byte letters: the temporary name fits as well."""
+    local = tmp_path / ("\u4e00" * 85)
+    await fetched(FakeClient([b"x"]), local)
+    assert local.read_bytes() == b"x"
