@@ -223,6 +223,9 @@ class PendingProposals:
                 expired.append((request_id, NoQuorumError("no leader took the command in time")))
         for request_id, _ in expired:
             del self._pending[request_id]
+        if expired:
+            # Without a leader nobody else looks through it.
+            self._unrouted = deque(each for each in self._unrouted if each in self._pending)
         return expired
 
     def fail_all(self, reason: str) -> list[tuple[bytes, MetadataError]]:

@@ -216,6 +216,10 @@ class StateReceiver:
                 # Beyond its credit a source is not heard; the download then times out.
                 self._pieces.put_nowait(message)
 
+    def peer_lost(self, node_id: NodeId) -> None:
+        """A connection closed: where it was the source's, its next piece won't come."""
+        self.receive(node_id, StateRefused(self._download, "its connection closed"))
+
     async def fetch(self, source: NodeId) -> ReceivedState:
         """Download the state of `source`; verified and durable on return.
 
@@ -242,6 +246,8 @@ class StateReceiver:
             decoder.close()
 
     async def _take_all(self, source: NodeId, decoder: StateDecoder) -> StateDescription:
+        if not self._connections.can_send(source):
+            raise StateStreamError(f"there is no connection to {source}")
         number, patience = 0, FIRST_PIECE_SECONDS
         while True:
             self._connections.send(source, StateRequest(self._download, number + WINDOW))
@@ -296,6 +302,9 @@ class Downloads:
             self._source.receive(sender, message)
         else:
             self._receiver.receive(sender, message)
+
+    def peer_lost(self, node_id: NodeId) -> None:
+        self._receiver.peer_lost(node_id)
 
     def begin(self, source: NodeId) -> None:
         """Fetch the state of `source`, unless a download runs or failed a moment ago."""

@@ -255,7 +255,11 @@ class MetadataGroup:
                 reading.set_exception(index)
         if delivery.applied is not None:
             for listener in self._listeners:
-                listener(delivery.applied)
+                try:
+                    listener(delivery.applied)
+                except Exception as error:
+                    message = "a listener of the metadata failed"
+                    self._loop.call_exception_handler({"message": message, "exception": error})
 
     def _abandon(self, reason: str) -> None:
         for request_id, futures in self._waiting.items():

@@ -9,6 +9,7 @@ and is told once: the process must end (rule M4).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import threading
@@ -24,13 +25,13 @@ from metadata_raft.batching import Draft
 from metadata_raft.compaction import LogLease
 from metadata_raft.configuration import Configuration
 from metadata_raft.download import Downloads, ReceivedState
-from metadata_raft.errors import MetadataError, NoQuorumError
+from metadata_raft.errors import FatalRaftError, MetadataError, NoQuorumError
 from metadata_raft.frames import Identity
 from metadata_raft.log import ReplicatedLog
 from metadata_raft.manifest import Identity as DirectoryIdentity
 from metadata_raft.messages import Message, StatePiece, StateRefused, StateRequest
 from metadata_raft.readers import ReaderPool
-from metadata_raft.records import AppliedState
+from metadata_raft.records import AppliedState, MemberRecord
 from metadata_raft.replica import RaftStatus, Replica
 from metadata_raft.settings import RaftSettings
 from metadata_raft.state_machine import StateMachine
@@ -92,7 +93,7 @@ class RaftThread:
         self._outgoing_woken = False
         self._step_scheduled = False
         self._stopping = False
-        self._stopped: asyncio.Event
+        self._stopped = asyncio.Event()
         self._storage: Storage
         self._state: StateMachine
         self._replica: Replica
@@ -118,6 +119,11 @@ class RaftThread:
         self._thread.start()
         try:
             return await self._ready
+        except asyncio.CancelledError:
+            with contextlib.suppress(RuntimeError):  # It may have ended by itself just now.
+                self._loop.call_soon_threadsafe(self._give_up_start)
+            await asyncio.to_thread(self._thread.join)
+            raise
         except BaseException:
             await asyncio.to_thread(self._thread.join)
             raise
@@ -156,6 +162,8 @@ class RaftThread:
                 result = function()
             except Exception as error:
                 self._main.call_soon_threadsafe(tell, None, error)
+                if isinstance(error, FatalRaftError):
+                    self.failed(error)
             else:
                 self._main.call_soon_threadsafe(tell, result, None)
 
@@ -191,7 +199,6 @@ class RaftThread:
             self._loop.close()
 
     async def _live(self) -> None:
-        self._stopped = asyncio.Event()
         try:
             self._open()
             try:
@@ -286,6 +293,10 @@ class RaftThread:
             self._state.close()
         finally:
             self._storage.close()
+
+    def _give_up_start(self) -> None:
+        self._stopping = True
+        self._stopped.set()
 
     def _begin_stop(self) -> None:
         self._stopping = True
@@ -439,8 +450,11 @@ class RaftThread:
             self.failed(error)
 
     def _answer_from_results(self) -> None:
-        """Requests whose entries were skipped: the state remembers what came of them (M1)."""
-        with self._readers.snapshot() as snapshot:
+        """Requests whose entries were skipped: the state remembers what came of them (M1).
+
+        Where clients keep all the readers busy they are sent again, and answered by that.
+        """
+        with contextlib.suppress(MetadataError), self._readers.snapshot() as snapshot:
             for request_id in self._replica.pending_request_ids():
                 result = snapshot.result(request_id)
                 if result is not None:
@@ -450,11 +464,17 @@ class RaftThread:
 
     def _read_stages(self) -> Mapping[NodeId, str]:
         version = self._state.applied.members_version
-        if version != self._stages[0]:
-            with self._readers.snapshot() as snapshot:
-                stages = {each.member.node_id: each.stage for each in snapshot.members()}
-            self._stages = (version, stages)
+        if version != self._stages[0] and (members := self._read_members()) is not None:
+            self._stages = (version, {each.member.node_id: each.stage for each in members})
         return self._stages[1]
+
+    def _read_members(self) -> list[MemberRecord] | None:
+        """None where clients keep all the readers busy; the next tick tries again."""
+        try:
+            with self._readers.snapshot() as snapshot:
+                return snapshot.members()
+        except MetadataError:
+            return None
 
     def _on_configuration(self, configuration: Configuration) -> None:  # noqa: ARG002
         self._peers_changed = True
@@ -465,12 +485,12 @@ class RaftThread:
         What a live peer says of its address is newest, then comes the replicated state, then what
         was known at the last stop.
         """
-        self._peers_changed = False
-        self._peers_version = self._state.applied.members_version
-        with self._readers.snapshot() as snapshot:
-            recorded = {
-                each.member.node_id: each.member.raft_address for each in snapshot.members()
-            }
+        version, members = self._state.applied.members_version, self._read_members()
+        self._peers_changed = members is None
+        if members is None:
+            return
+        self._peers_version = version
+        recorded = {each.member.node_id: each.member.raft_address for each in members}
         seeds = {seed.node_id: seed.raft_address for seed in self._settings.seeds}
         manifest = self._storage.manifest
         known = {**seeds, **manifest.current.addresses, **recorded, **self._learned}
@@ -503,6 +523,7 @@ class RaftThread:
     def peer_lost(self, node_id: NodeId) -> None:
         if not self._stopped.is_set():
             self._replica.peer_lost(node_id)
+            self._downloads.peer_lost(node_id)
             self._schedule_step()
 
     def is_removed_peer(self, node_id: NodeId) -> bool:

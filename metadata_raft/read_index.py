@@ -26,6 +26,9 @@ READER_LIMIT = 16 * 1024
 ASK_AGAIN_SECONDS = 0.1
 """A request or question without an answer for this long is taken for lost."""
 
+REFUSED_PAUSE_SECONDS = 0.02
+"""After a refusal by a node that does not lead, or not yet for long enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reader:
@@ -109,14 +112,18 @@ def request_is_majority(requester: NodeId, *, voters: Collection[NodeId], majori
 
 
 class PendingReads:
-    """The readers of one node, named by tokens of the caller's."""
+    """The readers of one node, named by tokens of the caller's.
 
-    def __init__(self) -> None:
+    Requests are numbered from `last_number` on. A node that restarts takes another one: what was
+    an answer to its former self must not answer a later read.
+    """
+
+    def __init__(self, last_number: int = 0) -> None:
         self._waiting: list[tuple[int, float]] = []
         self._asked: list[tuple[int, float]] = []
         self._asked_at = 0.0
         self._asked_whom: tuple[NodeId, int] | None = None
-        self._number = 0
+        self._number = last_number
         self._known: list[tuple[int, list[tuple[int, float]]]] = []
 
     def __len__(self) -> int:
@@ -153,10 +160,10 @@ class PendingReads:
             self._known.append((index, self._asked))
             self._asked = []
 
-    def refused(self, number: int) -> None:
-        """The leader could not answer yet; its readers ask again after a tick."""
+    def refused(self, number: int, now: float) -> None:
+        """The leader could not answer yet; its readers ask again after a pause."""
         if number == self._number:
-            self.retry()
+            self._asked_at = now - ASK_AGAIN_SECONDS + REFUSED_PAUSE_SECONDS
 
     def release(self, applied_index: int) -> list[tuple[int, int]]:
         """Remove and return the tokens whose index is applied, each with that index."""

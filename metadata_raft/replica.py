@@ -171,7 +171,7 @@ class Replica:
         self._pending = PendingProposals()
         self._group = GroupCommit()
         self._in_flight = 0
-        self._reads = PendingReads()
+        self._reads = PendingReads(generator.getrandbits(62))
         self._rounds = LeaderRounds(node_id)
         self._after_flush: list[tuple[NodeId, Message]] = []
         self._answers: list[tuple[bytes, bytes]] = []
@@ -225,7 +225,7 @@ class Replica:
             case ReadRequest(term, number):
                 self._on_read_request(sender, term, number)
             case ReadReply(number, 0):
-                self._reads.refused(number)
+                self._reads.refused(number, self._clock())
             case ReadReply(number, index):
                 self._reads.answered(number, index)
             case StateNeeded():
@@ -430,7 +430,7 @@ class Replica:
         self._in_flight = 0
         for reader in self._rounds.abandon():
             if reader.node_id == self.node_id:
-                self._reads.refused(reader.round)
+                self._reads.refused(reader.round, now)
             else:
                 self._links.send(reader.node_id, ReadReply(reader.round, 0))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Mapping
 from typing import Protocol, cast
@@ -45,6 +46,11 @@ CONGESTED_SIZE = 2 * MESSAGE_SIZE_LIMIT
 
 QUEUE_SIZE_LIMIT = 8 * MESSAGE_SIZE_LIMIT
 """Bytes queued to a peer at which its connection is dropped: it does not read."""
+
+UNACKNOWLEDGED_MS_LIMIT = 5000
+"""After this long without a word from the other machine's kernel a connection is given up. It may
+have lost its power: TCP itself would repeat ever more rarely, for a quarter of an hour, and leave
+the machine deaf when it is back."""
 
 INBOUND_LIMIT = 256
 """Connections accepted at once, proven or not."""
@@ -295,6 +301,9 @@ class _Outbound(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have the interface without the base class.
         self._transport = cast(asyncio.Transport, transport)
+        transport.get_extra_info("socket").setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_LIMIT
+        )
 
     def data_received(self, data: bytes) -> None:
         if self.answer.done():

@@ -111,6 +111,16 @@ def test_what_was_never_sent_failed_for_sure() -> None:
     assert error.request_id == draft(1).request_id
 
 
+def test_without_a_leader_nothing_piles_up() -> None:
+    """Hours of commands that no leader took leave nothing behind (hazard 16)."""
+    pending = PendingProposals()
+    for number in range(100):
+        pending.add(draft(number), deadline=number + 10, submit_before=number + 1)
+        assert len(pending.expire(number + 1)) == 1
+    assert len(pending) == 0
+    assert len(pending._unrouted) == 0
+
+
 def test_a_refusal_takes_the_submission_back() -> None:
     """Refused by the only one who had it: overloaded is final, no leader means try again; but what
     another may still have is never called refused."""

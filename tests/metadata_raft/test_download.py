@@ -230,6 +230,21 @@ async def test_lost_piece(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows((await pair.fetch()).path) == rows(pair.database)
 
 
+async def test_lost_source(pair: Pair) -> None:
+    """A source whose connection closed, or to whom there is none, is not waited for."""
+    sent = asyncio.Event()
+    pair.link.on_piece = lambda piece: sent.set()
+    fetching = asyncio.create_task(pair.fetch())
+    await sent.wait()
+    pair.receiver.peer_lost("another")
+    pair.receiver.peer_lost("source")
+    with pytest.raises(StateStreamError, match="connection"):
+        await asyncio.wait_for(fetching, 5)
+    pair.link.is_congested = True
+    with pytest.raises(StateStreamError, match="connection"):
+        await asyncio.wait_for(pair.fetch(), 5)
+
+
 async def test_silent_receiver(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A receiver that went away does not keep the source busy, nor its log held, for ever."""
     monkeypatch.setattr(download, "PIECE_SECONDS", 0.05)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from blake3 import blake3
 
@@ -19,6 +21,7 @@ from metadata_raft.commands import (
     Failure,
     FilePut,
     PutFile,
+    UpdateMember,
 )
 from metadata_raft.errors import (
     CommandTooLargeError,
@@ -30,8 +33,10 @@ from metadata_raft.errors import (
 )
 from metadata_raft.group import MetadataGroup
 from metadata_raft.journal import JournalSettings
+from metadata_raft.readers import CONNECTIONS_MAX
 from metadata_raft.records import AppliedState, MemberAddress
 from metadata_raft.settings import RaftSettings
+from metadata_raft.state_errors import StateCorruptError
 from ring.members import Member
 
 SECRET = b"join"
@@ -359,6 +364,69 @@ async def test_a_failing_state_machine_is_fatal(
             await group.submit(put("one"))
     assert [str(error) for error in cluster.fatal] == ["the state is gone"]
     cluster.fatal.clear()
+
+
+async def test_a_failed_checkpoint_is_fatal(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked for it is told, and the node ends all the same (rule M4)."""
+    group = await cluster.found()
+
+    def broken(self: object) -> int:
+        raise StateCorruptError("the state is gone")
+
+    monkeypatch.setattr("metadata_raft.state_machine.StateMachine.checkpoint", broken)
+    with pytest.raises(StateCorruptError):
+        await group.checkpoint()
+    await until(lambda: [str(error) for error in cluster.fatal] == ["the state is gone"])
+    cluster.fatal.clear()
+
+
+async def test_busy_readers_end_nothing(cluster: Cluster) -> None:
+    """Where clients use every read connection at once, the raft thread reads the members later."""
+    group = await cluster.found()
+    version = group.applied().members_version
+    with contextlib.ExitStack() as held:
+        for _ in range(CONNECTIONS_MAX):
+            held.enter_context(group.snapshot())
+        moved = msgspec.structs.replace(cluster.member(0), client_url="http://127.0.0.1:2")
+        update = UpdateMember(member=moved, boot_counter=1, software_version="1")
+        assert isinstance(await group.submit(update), Done)
+        await until(lambda: group.applied().members_version > version)
+        await asyncio.sleep(0.3)  # Some ticks, and a look at the membership.
+    await group.submit(put("after"))
+    assert cluster.fatal == []
+
+
+async def test_a_listener_that_fails_stops_nobody_else(cluster: Cluster) -> None:
+    """Its error goes to the loop; the other listeners, and answers behind it, are delivered."""
+    group = await cluster.found()
+    told: list[dict[str, object]] = []
+    seen: list[AppliedState] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+
+    def fail(applied: AppliedState) -> None:
+        raise ValueError("a listener's own")
+
+    group.add_listener(fail)
+    group.add_listener(seen.append)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(group.submit(put(f"{each}")) for each in range(10)))
+    assert seen
+    assert "a listener's own" in str(told[0]["exception"])
+
+
+async def test_a_start_that_is_cancelled_ends(cluster: Cluster) -> None:
+    """It leaves no thread behind that goes on as a member."""
+    await cluster.found()
+    await cluster.groups[0].stop()
+    group = MetadataGroup(cluster.settings[0], on_fatal=cluster.fatal.append)
+    starting = asyncio.create_task(group.start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait([starting], timeout=5)
+    assert starting.cancelled()
+    cluster.groups[0] = await cluster.run(0)
 
 
 async def test_a_taken_port_and_a_foreign_directory_are_told(cluster: Cluster) -> None:

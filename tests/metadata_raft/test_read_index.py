@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from metadata_raft.messages import Append, AppendReply, Confirm, Confirmed, Message
+from metadata_raft.messages import (
+    Append,
+    AppendReply,
+    Confirm,
+    Confirmed,
+    Message,
+    ReadRequest,
+)
 from metadata_raft.read_index import LeaderRounds, PendingReads, Reader, request_is_majority
 from ring.members import NodeId
 from tests.metadata_raft.raft_world import Node, simulation, voters
@@ -82,6 +89,53 @@ def test_a_lost_request_is_repeated_under_a_new_number() -> None:
     assert reads.ask("b", 2, now=0.5) == 3
     reads.answered(2, 50)
     assert reads.release(99) == []
+
+
+def test_an_answer_from_before_a_restart_answers_nothing() -> None:
+    """A node that starts again does not number its requests as before: an answer that was for its
+    former self, and is older than its present reads, fits none of them."""
+    numbers: list[int] = []
+
+    def note(source: NodeId, target: NodeId, message: Message) -> None:
+        if isinstance(message, ReadRequest):
+            numbers.append(message.round)
+
+    with simulation(7) as world:
+        voters(world, *THREE)
+        leader = world.wait_leader()
+        world.network.on_transmit = note
+        follower = next(node for node in world.nodes.values() if node is not leader)
+        for _ in range(2):
+            world.network.run(0.5)
+            world.read(follower)
+            world.network.run(0.01)
+            world.crash(follower)
+            world.start(follower)
+    first, second = numbers
+    assert abs(first - second) > 1000
+
+
+def test_a_refused_read_pauses() -> None:
+    """A node that is no leader any more is not asked as fast as the network carries it."""
+    asked = 0
+
+    def count(source: NodeId, target: NodeId, message: Message) -> None:
+        nonlocal asked
+        asked += isinstance(message, ReadRequest)
+
+    with simulation(8) as world:
+        voters(world, *THREE)
+        leader = world.wait_leader()
+        world.network.run(0.5)
+        follower = next(node for node in world.nodes.values() if node is not leader)
+        assert leader.replica is not None
+        leader.replica.engine.disk_is_full()
+        world.network.on_transmit = count
+        world.read(follower)
+        world.network.run(0.1)
+        assert 2 <= asked <= 10
+        world.network.run(1)
+        assert world.reads_answered == 1
 
 
 def test_without_a_majority_a_read_fails_within_a_second() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
@@ -214,6 +215,19 @@ async def test_a_peer_that_comes_back_is_dialled_again(make_peer: MakePeer) -> N
         assert a.host.connected == ["b", "b"]
     finally:
         await again.transport.stop()
+
+
+async def test_a_peer_that_lost_its_power_is_given_up_soon(make_peer: MakePeer) -> None:
+    """What nobody acknowledges for seconds closes the connection: the kernel alone would try for a
+    quarter of an hour, and a machine that is back would hear nothing meanwhile."""
+    a, b = await make_peer("a"), await make_peer("b")
+    a.dial(b)
+    await until(lambda: a.transport.can_send("b"))
+    connection = a.transport._outbound["b"]._transport
+    assert connection is not None
+    sock = connection.get_extra_info("socket")
+    limit_ms = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert 1000 <= limit_ms <= 10_000
 
 
 async def test_a_newer_connection_supersedes_the_older(make_peer: MakePeer) -> None:
