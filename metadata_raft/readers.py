@@ -160,7 +160,8 @@ class SnapshotContext:
         assert reader is not None
         overdue_seconds = time.monotonic() - reader.deadline
         reader.deadline = float("inf")
-        reader.connection.execute("ROLLBACK")
+        # Where the disk failed SQLite has ended the transaction already; this does not mind.
+        reader.connection.rollback()
         self._pool.give_back(reader)
         if isinstance(error, sqlite3.OperationalError) and overdue_seconds > 0:
             raise SnapshotExpiredError("a query ran into the end of its snapshot") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,20 @@ def test_reopening_ends_what_is_idle(replica: Replica) -> None:
         assert snapshot.bucket("default") is not None
     assert len(pool._idle) == 1
     pool.close()
+
+
+def test_an_error_of_the_disk_is_told_and_leaks_nothing(replica: Replica) -> None:
+    """SQLite ends a transaction by itself when the disk fails: that is damage, told as such, and
+    the connection comes back to the pool."""
+
+    def fail() -> None:
+        with replica.snapshot() as snapshot:
+            snapshot._execute("ROLLBACK")
+            raise sqlite3.OperationalError("disk I/O error")
+
+    for _ in range(CONNECTIONS_MAX + 1):
+        with pytest.raises(StateCorruptError, match="disk I/O error"):
+            fail()
 
 
 def test_a_snapshot_can_only_read(replica: Replica) -> None:
