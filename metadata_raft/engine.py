@@ -361,7 +361,7 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
     def propose(self, command: bytes) -> int | None:
         """Append a command entry and send it; its index, or None where this is no leader.
 
-        Raises StorageFullError where the journal has no room; then nothing was appended.
+        Room for it is the caller's to ensure.
         """
         return self._append(COMMAND + command)
 
@@ -409,6 +409,8 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         Entries behind it stay where the log agrees with it: they may have been acknowledged.
         """
         assert index > self.applied_index
+        if term > self.term:
+            self.adopt_term(term)
         self.log.install(index, term, configuration)
         self._SyncObj__raftCommitIndex = max(self.commit_index, index)
         self._SyncObj__raftLastApplied = index
@@ -656,12 +658,13 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         """Compaction is `ReplicatedLog.compact`, after the state machine's own checkpoint (M4)."""
 
     def _append(self, entry: bytes) -> int | None:
-        """Through the library's queue, which is empty before and after: its own step appends."""
+        """Append and send at once; the library's queue of commands stays empty for ever."""
         if not self.is_leader:
             return None
-        self._applyCommand(entry, None)
-        self._checkCommandsToApply()
-        return self.log.last_index
+        index = self.log.last_index + 1
+        self.log.add(entry, index, self.term)
+        self._SyncObj__sendAppendEntries()
+        return index
 
     # --- state --------------------------------------------------------------------------------
 
