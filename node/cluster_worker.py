@@ -1,7 +1,8 @@
 """What the leader does for the whole cluster, one small step at a time.
 
 Three background jobs, run on every node, idle except on the leader: new members get their place in
-the ring once they count in Raft (rule M7's last step); the generation advances, which garbage
+the ring once they count in Raft (rule M7's last step), and one that started with another zone or
+weight is placed anew; the generation advances, which garbage
 collection runs on (rule D4); and the queue of deleted things is worked off. Every step is a command
 that carries the expectation it was decided on, so that two nodes that both believe to lead can't
 do it twice.
@@ -29,6 +30,7 @@ from metadata_raft.errors import MetadataError
 from metadata_raft.membership import voters_wanted
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from node.logs import event
+from ring.members import Membership
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ class WorkerSnapshot(Protocol):
 
     def members(self) -> Sequence[MemberRecord]: ...
 
+    def membership(self, epoch: int | None) -> Membership: ...
+
     def reclaim_pending(self) -> bool: ...
 
 
@@ -67,7 +71,7 @@ class WorkedMetadata(Protocol):
 
 
 class RingWorker:
-    """Takes members into the ring; `leads` tells whether this node is the leader."""
+    """Keeps the ring as the members want it; `leads` tells whether this node is the leader."""
 
     def __init__(self, metadata: WorkedMetadata, leads: Callable[[], bool]) -> None:
         self._metadata = metadata
@@ -81,7 +85,8 @@ class RingWorker:
             return RING_INTERVAL_SECONDS
         with self._metadata.snapshot() as snapshot:
             cluster, members = snapshot.cluster(), snapshot.members()
-        change = ring_change(cluster, members)
+            ring = snapshot.membership(None)
+        change = ring_change(cluster, ring, members)
         if change is None:
             self._seen = version
             return RING_INTERVAL_SECONDS
@@ -166,10 +171,14 @@ class ReclaimWorker:
         return RECLAIM_PAUSE_SECONDS if result.remaining else RECLAIM_INTERVAL_SECONDS
 
 
-def ring_change(cluster: ClusterRecord, members: Sequence[MemberRecord]) -> ChangeRing | None:
-    """The next ring, if somebody belongs in it who is not: who has caught up with the log.
+def ring_change(
+    cluster: ClusterRecord, ring: Membership, members: Sequence[MemberRecord]
+) -> ChangeRing | None:
+    """The next ring, if somebody belongs in it who is not, or one in it has moved.
 
-    A voter has. A learner has where no more voters are wanted, so that it stays one.
+    Who has caught up with the log belongs in it: a voter has; a learner has where no more voters
+    are wanted, so that it stays one. Moved is who has another zone or weight than in `ring`, the
+    current one.
     """
     voters = sum(record.stage == "voter" for record in members)
     enough = voters >= voters_wanted(len(members))
@@ -180,7 +189,12 @@ def ring_change(cluster: ClusterRecord, members: Sequence[MemberRecord]) -> Chan
         if not record.in_ring
         and (record.stage == "voter" or (record.stage == "learner" and enough))
     ]
-    if cluster.epoch == 0 or not new:
+    placed = {member.node_id: (member.zone, member.weight) for member in ring.members}
+    moved = any(
+        (record.member.zone, record.member.weight) != placed.get(record.member.node_id)
+        for record in present
+    )
+    if cluster.epoch == 0 or not (new or moved):
         return None
     return ChangeRing(
         expected_epoch=cluster.epoch,

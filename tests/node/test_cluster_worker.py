@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import msgspec
 import pytest
 
 from metadata_raft.commands import (
@@ -22,7 +24,7 @@ from metadata_raft.errors import NoQuorumError
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from node import cluster_worker
 from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker, ring_change
-from ring.members import Member
+from ring.members import Member, Membership
 
 
 def record(name: str, stage: str = "voter", *, in_ring: bool = True) -> MemberRecord:
@@ -39,6 +41,15 @@ def cluster(epoch: int = 4) -> ClusterRecord:
     return ClusterRecord(
         cluster_id="c", cluster_version=1, generation=7, epoch=epoch, epoch_floor=0, replicas=3
     )
+
+
+def ring_of(members: Sequence[MemberRecord]) -> Membership:
+    """The ring that those in it make as they are recorded."""
+    return Membership(epoch=4, members=tuple(each.member for each in members if each.in_ring))
+
+
+def change_of(members: Sequence[MemberRecord], epoch: int = 4) -> ChangeRing | None:
+    return ring_change(cluster(epoch), ring_of(members), members)
 
 
 class FakeMetadata:
@@ -72,6 +83,10 @@ class FakeMetadata:
     def members(self) -> Sequence[MemberRecord]:
         return self.records
 
+    def membership(self, epoch: int | None) -> Membership:
+        assert epoch is None
+        return ring_of(self.records)
+
     def applied(self) -> AppliedState:
         return AppliedState(
             index=self.index,
@@ -92,7 +107,7 @@ class Clock:
 
 def test_a_new_voter_enters_the_ring_with_those_that_are_in_it() -> None:
     """The change names everybody, sorted, and expects the epoch it was decided on."""
-    change = ring_change(cluster(), [record("b"), record("a", in_ring=False)])
+    change = change_of([record("b"), record("a", in_ring=False)])
     assert change == ChangeRing(expected_epoch=4, node_ids=("a", "b"), replicas=3)
 
 
@@ -100,21 +115,37 @@ def test_a_new_voter_enters_the_ring_with_those_that_are_in_it() -> None:
 def test_a_member_that_has_not_caught_up_waits(stage: str) -> None:
     """Nobody gets chunks before it knows the state by which it would judge them."""
     members = [record("a"), record("b"), record("c", stage, in_ring=False)]
-    assert ring_change(cluster(), members) is None
+    assert change_of(members) is None
 
 
 def test_a_learner_that_stays_one_enters_too() -> None:
     """The fourth of four nodes never votes, and stores all the same."""
     members = [record("a"), record("b"), record("c"), record("d", "learner", in_ring=False)]
-    change = ring_change(cluster(), members)
+    change = change_of(members)
     assert change is not None
     assert change.node_ids == ("a", "b", "c", "d")
 
 
 def test_a_settled_ring_and_an_unfounded_cluster_change_nothing() -> None:
     """No epoch without a reason."""
-    assert ring_change(cluster(), [record("a"), record("b")]) is None
-    assert ring_change(cluster(epoch=0), [record("a", in_ring=False)]) is None
+    assert change_of([record("a"), record("b")]) is None
+    assert change_of([record("a", in_ring=False)], epoch=0) is None
+
+
+@pytest.mark.parametrize("change", [{"zone": "rack 2"}, {"weight": 50}])
+def test_a_member_with_another_zone_or_weight_is_placed_anew(change: dict[str, Any]) -> None:
+    """A node that was started with other settings: the ring is made again, with everybody."""
+    before = [record("a"), record("b")]
+    after = [
+        before[0],
+        msgspec.structs.replace(
+            before[1], member=msgspec.structs.replace(before[1].member, **change)
+        ),
+    ]
+    assert ring_change(cluster(), ring_of(before), after) == ChangeRing(
+        expected_epoch=4, node_ids=("a", "b"), replicas=3
+    )
+    assert change_of(after) is None
 
 
 async def test_only_the_leader_changes_the_ring() -> None:
