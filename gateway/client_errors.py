@@ -13,6 +13,8 @@ ClientError
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 
 import aiohttp
 import msgspec
@@ -69,12 +71,19 @@ class translated:  # noqa: N801 - reads as a phrase: with translated()
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         if isinstance(error, aiohttp.ClientConnectorError):
-            reason = error.os_error.strerror or str(error.os_error)
+            reason = _reason(error.os_error)
             raise UnreachableError(
                 f"no connection to {error.host}:{error.port}: {reason}"
             ) from error
         if isinstance(error, aiohttp.ClientError | OSError | asyncio.TimeoutError):
             raise UnreachableError(str(error) or type(error).__name__) from error
+
+
+def _reason(error: OSError) -> str:
+    """What the system says; an event loop puts the address and its own words around that."""
+    if error.errno is not None and error.errno in errno.errorcode:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def refusal(response: aiohttp.ClientResponse, body: bytes) -> RefusedError:

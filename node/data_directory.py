@@ -32,6 +32,11 @@ IDENTITY_NAME = "identity.json"
 LOCK_NAME = "lock"
 CONTROL_NAME = "control.sock"
 
+_MIB = 1024 * 1024
+
+NEW_NODE_BYTES = 48 * _MIB
+"""Below 32 MiB of free space Raft accepts nothing but what frees some; a new journal takes 8."""
+
 _OWN_NAMES = frozenset({LOCK_NAME, CONFIG_NAME, IDENTITY_NAME + ".new", "lost+found"})
 """What an otherwise empty directory may hold and still count as empty."""
 
@@ -109,6 +114,15 @@ class DataDirectory:
         Raises DataDirectoryError for a foreign, newer, damaged or left directory.
         """
         return read_identity(self.path, self._filesystem)
+
+    def check_room(self) -> None:
+        """Raises DataDirectoryError where a new node would wait for ever for space."""
+        free = self._filesystem.free_bytes(self.path)
+        if free < NEW_NODE_BYTES:
+            raise DataDirectoryError(
+                f"The data directory {self.path} is on a file system with {free // _MIB} MiB "
+                f"free; a new node needs {NEW_NODE_BYTES // _MIB}."
+            )
 
     def write_identity(self, identity: Identity) -> None:
         """Replace the identity file; durable on return."""

@@ -51,6 +51,8 @@ def serve(
         needs_token = settings.join and (identity is None or not identity.cluster_secret)
         token = _token(settings, ask_token if needs_token else lambda: None)
         start = plan_start(identity, join=settings.join, token=token, path=directory.path)
+        if start.kind != "continue":
+            directory.check_room()
         process.tune_interpreter()
         process.raise_descriptor_limit()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

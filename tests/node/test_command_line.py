@@ -121,6 +121,22 @@ def test_a_full_disk_behind_the_output_is_one_sentence(one_bucket: Server) -> No
 
 
 @pytest.mark.processes
+def test_a_node_that_is_not_there_is_named_plainly() -> None:
+    """The address, the system's reason, and the exit code for trying again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    done = subprocess.run(
+        [*COMMAND, "ls", "--url", f"http://127.0.0.1:{port}"],
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    said = f"no connection to 127.0.0.1:{port}: Connection refused\n"
+    assert done.stderr.decode() == f"holdfast: The node can't be reached: {said}"
+    assert done.returncode == 5
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_standard_streams_do_no_harm(one_bucket: Server, closed: str) -> None:
     """The event loop would abort the process, or a data file would get the number of a stream."""

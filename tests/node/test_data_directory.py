@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from node import data_directory
-from node.data_directory import DataDirectory, Identity
+from node.data_directory import NEW_NODE_BYTES, DataDirectory, Identity
 from node.errors import DataDirectoryError
+from ring.filesystem import RealFileSystem
 
 IDENTITY = Identity(
     cluster_id=str(uuid.UUID(int=1)),
@@ -116,6 +117,17 @@ def test_a_file_system_without_holes_is_refused(
     assert "which deleting needs" in refusal(tmp_path)
     monkeypatch.undo()
     DataDirectory.open(str(tmp_path)).close()
+
+
+def test_a_new_node_needs_room_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below what Raft keeps free nothing is accepted: founding would wait without an end."""
+    with closing(DataDirectory.open(str(tmp_path))) as directory:
+        free = NEW_NODE_BYTES
+        monkeypatch.setattr(RealFileSystem, "free_bytes", lambda _self, _path: free)
+        directory.check_room()
+        free -= 1
+        with pytest.raises(DataDirectoryError, match="47 MiB free; a new node needs 48"):
+            directory.check_room()
 
 
 def test_the_secret_does_not_show_in_texts() -> None:
