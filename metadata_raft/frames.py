@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hmac
 import struct
+from typing import TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -60,6 +61,8 @@ class Proof(msgspec.Struct, frozen=True, array_like=True):
     proof: bytes
 
 
+Said = TypeVar("Said", Hello, Challenge, Proof)
+
 REASON_REMOVED = "removed"
 """The dialler was removed from the cluster for good (rule M7)."""
 
@@ -95,6 +98,14 @@ class Transcript:
 
     def _derive(self, *parts: bytes) -> bytes:
         return blake3(msgspec.msgpack.encode((self._said, *parts)), key=self._key).digest()
+
+
+def decode_handshake(payload: bytes, kind: type[Said]) -> Said:
+    """What a stranger sent, who may send anything. Raises HandshakeError."""
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise HandshakeError(f"no {kind.__name__}: {error}") from error
 
 
 def check_hello(hello: Hello, identity: Identity) -> None:

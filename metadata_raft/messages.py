@@ -186,4 +186,7 @@ def encode_message(message: Message) -> bytes:
 
 def decode_message(data: bytes | memoryview) -> Message:
     """Raises msgspec.DecodeError or msgspec.ValidationError on bytes that are no message."""
-    return _decoder.decode(data)
+    try:
+        return _decoder.decode(data)
+    except UnicodeError as error:
+        raise msgspec.DecodeError(str(error)) from error

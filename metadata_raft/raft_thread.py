@@ -443,6 +443,7 @@ class RaftThread:
             # The digest covered both what the state is and what it was said to be.
             assert self._state.applied.index == base.index
             replica.installed(description.configuration, self._state)
+            self._compacted_size = self._storage.journal.size_bytes
             self._answer_from_results()
             self._peers_changed = True
             self._step()

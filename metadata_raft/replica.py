@@ -11,6 +11,7 @@ an answer is given only after the state machine's commit.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -496,9 +497,11 @@ class Replica:
         last_ms = max(self._state.applied.time_ms, self.engine.leader_time_ms)
         unapplied = self.log.entries(self.engine.applied_index + 1, self.log.last_index)
         for command, _, _ in reversed(unapplied):
-            if command[:1] == COMMAND:
-                last_ms = max(last_ms, decode_entry(command[1:]).time_ms)
-                break
+            # One that can't be read tells no time, and will be skipped by every replica.
+            with contextlib.suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+                if command[:1] == COMMAND:
+                    last_ms = max(last_ms, decode_entry(command[1:]).time_ms)
+                    break
         self._state_time = StateTime(last_ms)
         self._in_flight = 0
 

@@ -35,6 +35,7 @@ from metadata_raft.frames import (
     Transcript,
     check_hello,
     check_proof,
+    decode_handshake,
     plain_frame,
 )
 from metadata_raft.messages import MESSAGE_SIZE_LIMIT, Message, decode_message, encode_message
@@ -199,7 +200,7 @@ class Transport:
         while True:
             try:
                 outbound = await self._dial(node_id)
-            except (OSError, PeerError, TimeoutError, ssl.SSLError) as error:
+            except (OSError, PeerError, ValueError) as error:  # A ValueError: no address at all.
                 if str(error) != reported and isinstance(error, HandshakeError):
                     reported = str(error)
                     _logger.warning("raft peer %s: %s", node_id, error)
@@ -247,10 +248,7 @@ class Transport:
         transcript = Transcript(identity, hello)
         outbound.write_plain(msgspec.msgpack.encode(hello))
         answer = await outbound.answer
-        try:
-            challenge = msgspec.msgpack.decode(answer, type=Challenge)
-        except msgspec.DecodeError as error:
-            raise HandshakeError(f"no answer to a hello: {error}") from error
+        challenge = decode_handshake(answer, Challenge)
         check_proof(challenge.proof, transcript.acceptor_proof(challenge.nonce, challenge.refusal))
         if challenge.refusal == REASON_REMOVED:
             self.host.was_removed()
@@ -410,7 +408,7 @@ class _Inbound(asyncio.Protocol):
             self._transport.abort()
 
     def _answer_hello(self, payload: bytes) -> None:
-        hello = msgspec.msgpack.decode(payload, type=Hello)
+        hello = decode_handshake(payload, Hello)
         check_hello(hello, self._owner.identity)
         refusal = REASON_REMOVED if self._owner.host.is_removed_peer(hello.node_id) else ""
         self._nonce = os.urandom(NONCE_SIZE)
@@ -425,7 +423,7 @@ class _Inbound(asyncio.Protocol):
 
     def _check_proof(self, hello: Hello, payload: bytes) -> None:
         transcript = Transcript(self._owner.identity, hello)
-        proof = msgspec.msgpack.decode(payload, type=Proof)
+        proof = decode_handshake(payload, Proof)
         check_proof(proof.proof, transcript.dialler_proof(self._nonce))
         self._reader.authenticate(transcript.connection_key(self._nonce))
         if self._deadline is not None:

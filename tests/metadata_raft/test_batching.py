@@ -21,10 +21,11 @@ from metadata_raft.commands import (
     decode_entry,
     encode,
 )
+from metadata_raft.configuration import COMMAND as COMMAND_ENTRY
 from metadata_raft.errors import NoQuorumError, OutcomeUnknownError, OverloadedError
 from metadata_raft.messages import Forward, ForwardRefused, Message
 from metadata_raft.state_time import StateTime
-from tests.metadata_raft.raft_world import simulation, voters
+from tests.metadata_raft.raft_world import FakeState, simulation, voters
 
 COMMAND = encode(AdvanceGeneration(expected=1))
 
@@ -319,6 +320,24 @@ def test_state_time_survives_a_restart_with_clocks_set_back() -> None:
         world.network.run(2)
         assert node.state.applied.time_ms >= before
         assert len(world.acknowledged) == 4
+
+
+def test_an_entry_that_cannot_be_read_stops_no_leader() -> None:
+    """Every replica skips such an entry, so a new leader that finds one goes by the ones before."""
+    with simulation(13) as world:
+        (node,) = voters(world, "a")
+        world.wait_leader()
+        world.crash(node)
+        _, index, term = node.disk.entries[-1]
+        known_ms = int(world.network.now * 1000) + 50_000
+        node.disk.entries.append((COMMAND_ENTRY + encode_entry(known_ms, []), index + 1, term))
+        node.disk.entries.append((COMMAND_ENTRY + b"\xc1", index + 2, term))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeState, "apply", lambda *_: [])
+            world.start(node)
+            world.wait_leader()
+            assert node.replica is not None
+            assert node.replica.state_time_ms() >= known_ms
 
 
 def test_who_does_not_lead_takes_no_commands() -> None:

@@ -295,7 +295,10 @@ async def test_who_knows_no_key_gets_nowhere(make_peer: MakePeer) -> None:
     is ever taken."""
     a = await make_peer("a")
     host, port = a.address.rsplit(":", 1)
-    for attack in (b"\x80\x04\x95" * 50, (HANDSHAKE_SIZE_LIMIT + 1).to_bytes(4, "little"), b""):
+    hello = msgspec.msgpack.encode(Hello(PROTOCOL_VERSION, "c", 1, "x", "a", "", b"n" * 32))
+    no_text = plain_frame(hello.replace(b"\xa1x", b"\xa1\xff"))
+    too_large = (HANDSHAKE_SIZE_LIMIT + 1).to_bytes(4, "little")
+    for attack in (b"\x80\x04\x95" * 50, too_large, no_text, b""):
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(attack)
         assert await is_closed(reader)
@@ -307,6 +310,29 @@ async def test_who_knows_no_key_gets_nowhere(make_peer: MakePeer) -> None:
     writer.close()
     assert a.host.messages == []
     assert a.host.addresses == {}
+    assert a.host.failures == []
+
+
+async def test_a_nonsensical_answer_is_no_reason_to_give_up(make_peer: MakePeer) -> None:
+    """Whatever listens at a peer's address, and whatever the address is, it is dialled again."""
+    a = await make_peer("a")
+    greeted = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal greeted
+        greeted += 1
+        writer.write(plain_frame(b"\x93\xc4\x01n\xc4\x01p\xa1\xff"))
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    a.transport.set_peers({"b": f"127.0.0.1:{port}", "c": "no address"})
+    await until(lambda: greeted >= 2)
+    assert not any(task.done() for task in a.transport._diallers.values())
+    a.transport.set_peers({})
+    server.close()
+    await server.wait_closed()
 
 
 async def test_an_error_of_the_node_reaches_it(make_peer: MakePeer) -> None:
