@@ -26,6 +26,7 @@ from gateway.client_errors import (
     NotFoundError,
     PreconditionError,
     RefusedError,
+    SourceError,
     TryAgainError,
     UnreachableError,
     refusal,
@@ -63,6 +64,7 @@ __all__ = [
     "PreconditionError",
     "RefusedError",
     "Source",
+    "SourceError",
     "TryAgainError",
     "UnreachableError",
 ]

@@ -2,6 +2,7 @@
 
 ClientError
 ├── UnreachableError          no connection, or it broke; a repetition may help
+├── SourceError               what was to be sent can't be read, or is less than announced
 ├── IntegrityError            the bytes are not the bytes; nothing of it must be used
 └── RefusedError              the gateway answered with a problem: status, code, detail
     ├── NotFoundError         404, 410
@@ -28,6 +29,10 @@ class ClientError(Exception):
 
 class UnreachableError(ClientError):
     """No connection to the gateway, or it broke before the answer was whole."""
+
+
+class SourceError(ClientError):
+    """What was to be sent can't be read, or has become shorter; nothing was stored."""
 
 
 class IntegrityError(ClientError):
@@ -62,7 +67,7 @@ class TryAgainError(RefusedError):
 
 
 class translated:  # noqa: N801 - reads as a phrase: with translated()
-    """Turns what aiohttp raises into UnreachableError."""
+    """Turns what aiohttp raises into UnreachableError, or SourceError where that is behind it."""
 
     def __enter__(self) -> None:
         return None
@@ -70,6 +75,8 @@ class translated:  # noqa: N801 - reads as a phrase: with translated()
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
+        if error is not None and isinstance(error.__cause__, SourceError):
+            raise error.__cause__
         if isinstance(error, aiohttp.ClientConnectorError):
             reason = _reason(error.os_error)
             raise UnreachableError(

@@ -8,6 +8,8 @@ import stat
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, BinaryIO
 
+from gateway.client_errors import SourceError
+
 PIECE_SIZE = 1024 * 1024
 """Bytes read, hashed and sent at a time: large enough that the hop to a thread costs nothing."""
 
@@ -37,7 +39,10 @@ def size_of(source: Source) -> int | None:
 async def pieces(
     source: Source, hasher: Any, size_bytes: int | None, progress: Progress | None
 ) -> AsyncIterator[bytes]:
-    """The source in pieces, hashed on the way; a file that grows meanwhile ends at `size_bytes`."""
+    """The source in pieces, hashed on the way; a file that grows meanwhile ends at `size_bytes`.
+
+    Raises SourceError if it can't be read, or ends before that.
+    """
     sent = 0
     if isinstance(source, AsyncIterable):
         async for piece in source:
@@ -54,8 +59,14 @@ async def pieces(
         return piece
 
     while True:
-        piece = await asyncio.to_thread(next_piece)
+        try:
+            piece = await asyncio.to_thread(next_piece)
+        except OSError as error:
+            raise SourceError(f"what was to be sent can't be read: {error.strerror}") from error
         if not piece:
+            if size_bytes is not None and sent < size_bytes:
+                # Said at once: the gateway would wait for the rest until its patience ends.
+                raise SourceError(f"what was to be sent ended after {sent} of {size_bytes} bytes")
             return
         sent += len(piece)
         yield piece

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import click
 
-from gateway.client import GatewayClient, PreconditionError
+from gateway.client import GatewayClient, PreconditionError, SourceError
 from gateway.documents import UploadReceipt
 from node.commands import bounded, connection, names, output
 from node.commands.text import printable
@@ -108,6 +108,8 @@ async def _upload(
                     )
                 except PreconditionError as error:
                     raise NodeError(f"{remote} exists already.") from error
+                except SourceError as error:
+                    raise NodeError(f"{local}: {error}.") from error
 
         return await bounded.each(one, plan)
 

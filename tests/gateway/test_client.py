@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 from blake3 import blake3
@@ -18,6 +21,7 @@ from gateway.client import (
     PreconditionError,
     RefusedError,
     Source,
+    SourceError,
     TryAgainError,
     UnreachableError,
 )
@@ -68,6 +72,36 @@ async def test_a_file_without_a_size_arrives(client: GatewayClient) -> None:
         await client.put("box", "f", file)
     async with client.get("box", "f") as download:
         assert (await download.read()).startswith(b"Linux")
+
+
+@pytest.mark.parametrize("size", [100_000, 5_000_000])
+async def test_a_file_that_shrinks_while_it_is_sent_is_said_at_once(
+    tmp_path: Path, client: GatewayClient, size: int
+) -> None:
+    """Nothing is stored, and nobody waits for the gateway to lose its patience with the rest."""
+    path = tmp_path / "f"
+    path.write_bytes(contents(size))
+
+    class Shrinking(io.FileIO):
+        def read(self, count: int | None = -1, /) -> bytes:
+            os.truncate(path, 1)
+            return super().read(count) or b""
+
+    with Shrinking(path) as file, pytest.raises(SourceError, match=f"after 1 of {size} bytes"):
+        await asyncio.wait_for(client.put("box", "f", cast("BinaryIO", file)), 10)
+    with pytest.raises(NotFoundError):
+        await client.metadata("box", "f")
+
+
+async def test_a_source_that_cannot_be_read_is_said(client: GatewayClient) -> None:
+    """The disk of the one who uploads is at fault, not the node."""
+
+    class Broken(io.BytesIO):
+        def read(self, count: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(SourceError, match="can't be read: Input/output error"):
+        await asyncio.wait_for(client.put("box", "f", Broken(b"x")), 10)
 
 
 async def test_a_download_may_be_a_part(client: GatewayClient) -> None:
