@@ -11,6 +11,10 @@ import os
 
 from ring.filesystem import FileSystem
 
+STATE_SHARE = 4
+"""One part in so many is never given to entries: the state machine writes what they say, and where
+it finds no room the process has to end; the journal only waits."""
+
 
 class Reserve:
     """The reserve file of one directory. `size_bytes` 0 keeps nothing aside."""
@@ -32,7 +36,7 @@ class Reserve:
         if not privileged:
             return False
         self.release()
-        return self._free_bytes() > 0
+        return self._free_bytes() > self._size_bytes // STATE_SHARE
 
     def release(self) -> bool:
         """Give the space back; False where it was given back before. Raises OSError."""

@@ -171,6 +171,19 @@ def fill_up(storage: Storage) -> None:
             storage.journal.flush()
 
 
+def test_some_of_the_reserve_is_the_states() -> None:
+    """The journal stops before the disk is full to the last byte: the state machine, which writes
+    what was appended, would fail for good where the journal only has to wait."""
+    disk = new_disk(capacity_bytes=4 << 20)
+    storage = begin(disk, RESERVED)
+    disk.capacity_bytes = disk.allocated_bytes()
+    storage.journal.ensure_room(1000, privileged=True)
+    assert not disk.exists(f"{DIRECTORY}/reserve")
+    disk.capacity_bytes = disk.allocated_bytes() + RESERVED.reserve_bytes // 4 - 1
+    with pytest.raises(StorageFullError):
+        storage.journal.ensure_room(1000, privileged=True)
+
+
 def test_reserve_serves_what_frees_space() -> None:
     """When ordinary entries are refused, privileged ones still fit for a good while; and when
     space is free again, the reserve is set aside anew."""
