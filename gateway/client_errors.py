@@ -93,6 +93,10 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+_NOT_OURS = "unknown"
+"""The code of an answer that Holdfast did not give."""
+
+
 def refusal(response: aiohttp.ClientResponse, body: bytes) -> RefusedError:
     """The error that a problem document stands for; a HEAD has none, its status must do."""
     try:
@@ -102,11 +106,12 @@ def refusal(response: aiohttp.ClientResponse, body: bytes) -> RefusedError:
             type="about:blank",
             title=response.reason or "",
             status=response.status,
-            code=response.headers.get("X-Error-Code", "unknown"),
+            code=response.headers.get("X-Error-Code", _NOT_OURS),
             detail=f"{response.method} {response.url.path}: {response.status} {response.reason}",
             retryable=response.status in (429, 503, 504),
         )
-    if problem.status in (404, 410):
+    # Another server, or another part of this one, knows nothing about what is there.
+    if problem.status in (404, 410) and problem.code not in (_NOT_OURS, "no_such_route"):
         return NotFoundError(problem)
     if problem.status in (401, 403):
         return AccessError(problem)

@@ -197,6 +197,23 @@ async def test_refusals_have_their_types(gateway: Serving, client: GatewayClient
     assert unknown.value.code == "outcome_unknown"
 
 
+async def test_a_wrong_address_does_not_mean_that_a_file_is_missing(gateway: Serving) -> None:
+    """`rm -f` and the like take "not found" for an answer; only Holdfast can give that one."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        for wrong in (f"http://127.0.0.1:{port}", f"{gateway.url}/elsewhere"):
+            async with GatewayClient(wrong) as client:
+                with pytest.raises(RefusedError) as raised:
+                    await client.delete("box", "f")
+                assert not isinstance(raised.value, NotFoundError)
+
+
 async def test_nobody_there_is_an_error_of_its_own() -> None:
     """A refused connection is UnreachableError, as is an answer that isn't Holdfast's."""
     async with GatewayClient("http://127.0.0.1:9") as client:
