@@ -9,8 +9,9 @@ How the table comes about (docs/decisions/0040-placement.md has the reasons and 
 
 1. `uhashring` puts `POINTS_PER_NODE` points of every node, and one of every partition, on a circle.
    A node's distance from a partition is the way clockwise to its next point.
-2. Distances are divided by an effective weight, chosen so that taking the nearest nodes gives
-   every node its feasible share (`ring/shares.py`); then the nearest are taken, zones first.
+2. Distances are divided by an effective weight, chosen so that taking the nearest nodes, zones
+   first, gives every node about its feasible share (`ring/shares.py`): exactly where that moves
+   little at the next change, and else a compromise (`ZONE_EASE`).
 3. Chance leaves some nodes further from their share than a tolerance. Those nodes swap partitions
    with others, the nearest ties first, until none is.
 """
@@ -27,23 +28,28 @@ import msgspec
 from uhashring import HashRing
 
 from ring.members import PARTITION_COUNT, Member, Membership, NodeId
-from ring.shares import feasible_shares, zone_shares
+from ring.shares import ZoneShare, feasible_shares, zone_shares
 
 POINTS_PER_NODE = 1024
 """Points of each node on the circle; weight scales distances instead of this number, so that a
 change of one node's weight leaves all others where they are."""
 
-EQUAL_TOLERANCE = Fraction(10, 100)
-UNEQUAL_TOLERANCE = Fraction(15, 100)
-"""How far from its feasible share a node may be before partitions are swapped: where all weigh the
-same in one zone, and elsewhere. Below what is promised (15 % and 25 %), and above what chance does
-to most nodes: each swap is a partition that may move needlessly at the next change."""
+EQUAL_TOLERANCE = Fraction(145, 1000)
+UNEQUAL_TOLERANCE = Fraction(20, 100)
+"""How far from its feasible share a node may be before partitions are swapped: where all shares are
+the same, and elsewhere. Below what is promised (15 % and 25 %), and above what chance does to most
+nodes: each swap is a partition that may move needlessly at the next change."""
+
+ZONE_EASE = Fraction(6, 10)
+"""By how much shares of zones are lessened before they become effective weights, where there are
+more zones than copies. 1 would meet the shares and move up to twice the least; 0, weights as they
+are, moves least and misses the shares. Of what was measured, this moves least within tolerance."""
 
 _CIRCLE = 1 << 64
 _SWAP_ROUNDS = 8
 """Rounds of swaps; one is enough unless zones leave few partners."""
 
-_LOGARITHM = Context(prec=30)
+_ROUNDING = Context(prec=30)
 """`Decimal.ln` is correctly rounded everywhere, which the C library's log is not."""
 
 
@@ -109,8 +115,7 @@ class _Table:
         self._least = [zones[name].least for name in names]
         self._most = [zones[name].most for name in names]
         shares = feasible_shares(membership)
-        alike = len({(member.zone, member.weight) for member in membership.members}) == 1
-        self._tolerance = EQUAL_TOLERANCE if alike else UNEQUAL_TOLERANCE
+        self._tolerance = EQUAL_TOLERANCE if len(set(shares.values())) == 1 else UNEQUAL_TOLERANCE
         self._target = [shares[node] * PARTITION_COUNT for node in nodes]
         self._ranks = _ranks(membership, nodes)
         self._walks = [sorted(range(len(nodes)), key=rank.__getitem__) for rank in self._ranks]
@@ -228,20 +233,21 @@ def _stretches(membership: Membership) -> dict[NodeId, tuple[int, int]]:
 
     Distances are spread exponentially, so that a share p is met by the effective weight -ln(1-p)
     (order sampling: Rosén, "On sampling with probability proportional to size", 1997); a share of
-    one by an infinite weight, that is a distance of nought. Where a zone owns at most one copy, the
-    zone has that effective weight, and its nodes have parts of it by their own weights.
+    one by an infinite weight, that is a distance of nought. Zones that compete for partitions have
+    such weights themselves, and their nodes parts of them by their own weights.
     """
     zones = zone_shares(membership)
     shares = feasible_shares(membership)
+    zone_weights = _zone_weights(zones)
     stretches: dict[NodeId, tuple[int, int]] = {}
     for member in membership.members:
         zone = zones[member.zone]
-        alone = zone.copies > 1
-        share = shares[member.node_id] if alone else zone.copies
-        part = Fraction(1) if alone else Fraction(member.weight, zone.weight)
-        stretch = (
-            int(_SCALE * part.denominator / (_rate(share) * part.numerator)) if share < 1 else 0
-        )
+        stretch = 0
+        if zone.contested:
+            whole = zone_weights[member.zone]
+            stretch = int(_SCALE * zone.weight / (whole * member.weight))
+        elif zone.most > 1 and shares[member.node_id] < 1:
+            stretch = int(_SCALE / _effective_weight(shares[member.node_id]))
         stretches[member.node_id] = (stretch, _SCALE // member.weight)
     return stretches
 
@@ -249,10 +255,31 @@ def _stretches(membership: Membership) -> dict[NodeId, tuple[int, int]]:
 _SCALE = 10**18
 
 
-def _rate(share: Fraction) -> Decimal:
+def _zone_weights(zones: Mapping[str, ZoneShare]) -> dict[str, Decimal]:
+    """The effective weights of zones that compete. Only the ratios between them matter.
+
+    -ln(1-p) climbs without end towards a share of one. A zone that grows by a node would raise the
+    weights of its old nodes with it: these would take from other zones what the new node should,
+    while that takes from them, and all moves twice. So the curve is eased (`ZONE_EASE`), and goes
+    on as its tangent for what a zone's weight claims beyond the one copy it can hold.
+    """
+    per_weight = max(zone.copies / zone.weight for zone in zones.values())
+    slope = _decimal(ZONE_EASE / (1 - ZONE_EASE))
+    weights: dict[str, Decimal] = {}
+    for name, zone in zones.items():
+        claim = per_weight * zone.weight
+        within = min(claim, Fraction(1))
+        weights[name] = _effective_weight(ZONE_EASE * within) + slope * _decimal(claim - within)
+    return weights
+
+
+def _effective_weight(share: Fraction) -> Decimal:
     """-ln(1 - share)."""
-    rest = 1 - share
-    return -_LOGARITHM.divide(Decimal(rest.numerator), Decimal(rest.denominator)).ln(_LOGARITHM)
+    return -_decimal(1 - share).ln(_ROUNDING)
+
+
+def _decimal(number: Fraction) -> Decimal:
+    return _ROUNDING.divide(Decimal(number.numerator), Decimal(number.denominator))
 
 
 class NodeMove(msgspec.Struct, frozen=True, kw_only=True):
@@ -272,7 +299,9 @@ class RingPreview(msgspec.Struct, frozen=True, kw_only=True):
 
     partitions_moved: int
     partitions_ideal: float
-    """The least that any placement with exactly feasible shares would have to move."""
+    """The least that any placement with exactly feasible shares has to move: 4,096 times the sum
+    of all growth of feasible shares (0 to 1 of the partitions; a node that joins grows from 0).
+    Zones force no more than that (docs/decisions/0040-placement.md)."""
     bytes_moved: int
     nodes: tuple[NodeMove, ...]
 

@@ -23,16 +23,15 @@ class ZoneShare(msgspec.Struct, frozen=True):
     copies: Fraction
     nodes: tuple[NodeId, ...]
     weight: int
+    least: int
+    """Copies the zone holds of every partition."""
+    most: int
+    """Copies the zone may hold of any partition."""
 
     @property
-    def least(self) -> int:
-        """Copies the zone holds of every partition."""
-        return self.copies.numerator // self.copies.denominator
-
-    @property
-    def most(self) -> int:
-        """Copies the zone may hold of any partition."""
-        return -(-self.copies.numerator // self.copies.denominator)
+    def contested(self) -> bool:
+        """There are more zones than copies: no zone is sure of any partition."""
+        return self.least == 0
 
 
 def zone_shares(membership: Membership) -> dict[str, ZoneShare]:
@@ -66,7 +65,11 @@ def zone_shares(membership: Membership) -> dict[str, ZoneShare]:
         )
     return {
         name: ZoneShare(
-            copies[name], tuple(member.node_id for member in zones[name]), weights[name]
+            copies[name],
+            tuple(member.node_id for member in zones[name]),
+            weights[name],
+            least=certain[name],
+            most=certain[name] + (1 if left and name in open_zones else 0),
         )
         for name in zones
     }

@@ -26,6 +26,9 @@ made smaller, which would take minutes."""
 ROUNDING = 1
 """Shares are in whole partitions: one more or less may be rounding."""
 
+NOISE = 24
+"""Copies that may move beside the bound, of 12,288: chance and swaps, where little has to move."""
+
 
 def _member(generator: random.Random, *, weight: int = 100, zone: str = "") -> Member:
     return Member(
@@ -112,6 +115,16 @@ def test_copies_are_in_distinct_zones(members: list[Member], replicas: int) -> N
     _assert_within(ring, 0.25)
 
 
+@EXAMPLES
+@given(memberships(zones=6))
+def test_equal_nodes_in_zones_own_what_zones_leave(members: list[Member]) -> None:
+    """Where zones give equal nodes equal shares they are within 15 % of them, and else 25 %."""
+    ring = build_ring(_membership(members))
+    _assert_owners(ring)
+    equal = len(set(feasible_shares(ring.membership).values())) == 1
+    _assert_within(ring, 0.15 if equal else 0.25)
+
+
 def test_each_copy_is_in_a_zone_of_its_own() -> None:
     """With at least as many zones as copies, no zone has two of a chunk, however uneven."""
     generator = random.Random(8)
@@ -122,13 +135,12 @@ def test_each_copy_is_in_a_zone_of_its_own() -> None:
         _assert_within(ring, 0.25)
 
 
-def _assert_moves_little(members: list[Member], factor: float) -> None:
-    large = build_ring(_membership(members, epoch=2))
-    small = build_ring(_membership(members[1:], epoch=1))
+def _assert_moves_little(members: list[Member], factor: float, *, replicas: int = 3) -> None:
+    large = build_ring(_membership(members, replicas=replicas, epoch=2))
+    small = build_ring(_membership(members[1:], replicas=replicas, epoch=1))
     for before, after in ((small, large), (large, small)):
         moves = preview(before, after, [1] * PARTITION_COUNT)
-        # A handful of partitions is the noise of swaps where hardly anything has to move.
-        assert moves.partitions_moved <= factor * moves.partitions_ideal + 12
+        assert moves.partitions_moved <= factor * moves.partitions_ideal + NOISE
 
 
 @EXAMPLES
@@ -145,13 +157,49 @@ def test_a_join_or_leave_of_any_weight_moves_little(members: list[Member]) -> No
     _assert_moves_little(members, 1.3)
 
 
-@pytest.mark.parametrize("zones", [3, 4, 5])
-@pytest.mark.parametrize("in_zone", [1, 2, 4])
-def test_a_join_into_balanced_zones_moves_little(zones: int, in_zone: int) -> None:
-    """With zones of equal size, the bound is 1.5: a zone's share bends as it grows."""
-    generator = random.Random(zones * 10 + in_zone)
-    members = [_member(generator, zone=str(zone)) for _ in range(in_zone) for zone in range(zones)]
-    _assert_moves_little([_member(generator, zone="0"), *members], 1.5)
+FULL_ZONE_FACTOR = 1.5
+FEW_ZONES_FACTOR = 1.7
+"""The two classes of layouts for which 1.3 is not promised."""
+
+
+def _factor(members: list[Member], replicas: int) -> float:
+    """How many times the least a change of the first member may move (decision 0040)."""
+    factor = 1.3
+    for layout in (members, members[1:]):
+        zones = zone_shares(_membership(layout, replicas=replicas)).values()
+        if any(zone.contested and zone.copies == 1 for zone in zones):
+            factor = max(factor, FULL_ZONE_FACTOR)
+        if 1 < len(zones) < replicas:
+            factor = max(factor, FEW_ZONES_FACTOR)
+    return factor
+
+
+@settings(EXAMPLES, max_examples=20)
+@given(
+    memberships(sizes=st.integers(2, 20), weights=st.integers(1, 10), zones=8), st.integers(2, 5)
+)
+def test_a_join_or_leave_moves_little_between_zones(members: list[Member], replicas: int) -> None:
+    """However uneven zones and weights, 1.3 times; more for full zones, and fewer than copies."""
+    _assert_moves_little(members, _factor(members, replicas), replicas=replicas)
+
+
+@settings(EXAMPLES, max_examples=20)
+@given(memberships(sizes=st.integers(2, 20), zones=8))
+def test_a_join_or_leave_of_equal_nodes_moves_little_between_zones(members: list[Member]) -> None:
+    """The same holds for nodes of one weight, whose shares differ by their zones alone."""
+    _assert_moves_little(members, _factor(members, 3))
+
+
+@pytest.mark.parametrize(
+    "zones", ["0011111123333", "00011111122333333", "00112222344444444", "01233333"]
+)
+def test_a_join_into_nearly_full_zones_moves_little(zones: str) -> None:
+    """Zones that fill up, or stop being full, take little for their old nodes."""
+    generator = random.Random(zones)
+    members = [_member(generator, zone=zone) for zone in zones]
+    for zone in sorted(set(zones)):
+        changed = [_member(generator, zone=zone), *members]
+        _assert_moves_little(changed, _factor(changed, 3))
 
 
 def test_the_table_is_the_same_everywhere() -> None:
@@ -164,7 +212,7 @@ def test_the_table_is_the_same_everywhere() -> None:
     ring = build_ring(_membership(members))
     table = repr([ring.partition_owners(partition) for partition in range(PARTITION_COUNT)])
     assert hashlib.sha256(table.encode()).hexdigest() == (
-        "280639b5bfd778bd60075c74a8395a16b09932f948b881ec8cf53442e91e5730"
+        "fbc8d06afae70d1eb47c21b8e8fe950aa6b1b7ef303bef5dc3e4955e2212f103"
     )
 
 
