@@ -128,6 +128,7 @@ class PeerRefusedError(PeerError):
     def __init__(self, node_id: str, code: str, detail: str) -> None:
         super().__init__(node_id, f"{code}: {detail}")
         self.code = code
+        self.detail = detail
 
 
 class StaleEpochError(PeerError):

@@ -20,15 +20,18 @@ from ring.identity import ClusterIdentity
 from ring.interfaces import CHUNK_SIZE_LIMIT, Codec, Encoded, PutOutcome
 from ring.members import Member, NodeId
 from ring.peer_health import PeerHealth
-from ring.peer_transport import READ_SECONDS, WRITE_SECONDS, PeerTransport
+from ring.peer_transport import READ_SECONDS, WRITE_SECONDS, PeerTransport, translated
 from ring.peer_wire import (
     CODEC_HEADER,
     DIGEST_HEADER,
     PLAIN_LENGTH_HEADER,
     PREFIX,
+    SMALL_PUT_LIMIT,
     ChunkState,
     PeerStatus,
+    PutAnswer,
     PutTarget,
+    SmallPut,
     chunk_path,
     decode_ids,
     encode_ids,
@@ -36,6 +39,7 @@ from ring.peer_wire import (
     range_path,
     touch_path,
 )
+from ring.put_batches import PutBatches
 
 _Document = TypeVar("_Document")
 
@@ -63,6 +67,7 @@ class PeerClient:
     ) -> None:
         self._pool = pool
         self._transport = PeerTransport(identity, tls=tls)
+        self._batches = PutBatches(self._put_several)
 
     async def start(self) -> None:
         await self._transport.start()
@@ -78,11 +83,23 @@ class PeerClient:
         return self._transport.now()
 
     async def put(self, member: Member, target: PutTarget, payload: memoryview) -> PutOutcome:
-        """Send a chunk; it is durable there on return."""
+        """Send a chunk; it is durable there on return. Small ones share requests."""
+        if len(payload) <= SMALL_PUT_LIMIT:
+            answer = await self._batches.put(member, target, payload)
+            if answer.refusal is not None:
+                raise translated(answer.refusal, member.node_id, target.chunk_id)
+            return PutOutcome.EXISTED if answer.existed else PutOutcome.WRITTEN
         async with self._transport.request(
             member, "PUT", target.path(), payload, seconds=WRITE_SECONDS, named=True
         ) as response:
             return PutOutcome.WRITTEN if response.status == 201 else PutOutcome.EXISTED
+
+    async def _put_several(self, member: Member, puts: list[SmallPut]) -> list[PutAnswer]:
+        body = msgspec.msgpack.encode(puts)
+        answers = await self._ask(
+            member, "POST", f"{PREFIX}/puts", body, list[PutAnswer], seconds=WRITE_SECONDS
+        )
+        return _as_many(answers, puts, member)
 
     async def get(
         self, member: Member, chunk_id: bytes, *, length_limit: int = CHUNK_SIZE_LIMIT
@@ -146,10 +163,17 @@ class PeerClient:
         return await self._ask(member, "GET", f"{PREFIX}/node", b"", PeerStatus)
 
     async def _ask(
-        self, member: Member, method: str, path: str, body: bytes, kind: type[_Document]
+        self,
+        member: Member,
+        method: str,
+        path: str,
+        body: bytes,
+        kind: type[_Document],
+        *,
+        seconds: float = READ_SECONDS,
     ) -> _Document:
         async with self._transport.request(
-            member, method, path, memoryview(body), seconds=READ_SECONDS
+            member, method, path, memoryview(body), seconds=seconds
         ) as response:
             return msgspec.msgpack.decode(await response.read(), type=kind)
 
@@ -182,10 +206,10 @@ def _form(response: aiohttp.ClientResponse, member: Member) -> tuple[Codec, int]
 
 
 def _as_many(
-    answers: list[_Document], chunk_ids: Sequence[bytes], member: Member
+    answers: list[_Document], questions: Sequence[object], member: Member
 ) -> list[_Document]:
-    if len(answers) != len(chunk_ids):
+    if len(answers) != len(questions):
         raise PeerUnreachableError(
-            member.node_id, f"{len(answers)} answers to {len(chunk_ids)} questions"
+            member.node_id, f"{len(answers)} answers to {len(questions)} questions"
         )
     return answers

@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from ring.buffers import BufferPool
 from ring.errors import RingError
+from ring.filesystem import Buffer
 from ring.identity import ClusterIdentity
 from ring.interfaces import (
     CHUNK_SIZE_LIMIT,
@@ -46,14 +47,18 @@ from ring.peer_wire import (
     IDS_LIMIT,
     PLAIN_LENGTH_HEADER,
     PREFIX,
+    PUT_BATCH_BODY_LIMIT,
     ChunkState,
     MalformedError,
     PeerStatus,
     Purpose,
+    PutAnswer,
     PutTarget,
     Refusal,
+    SmallPut,
     Welcome,
     decode_ids,
+    decode_puts,
     encode_ids,
     parse_after,
     parse_chunk_id,
@@ -152,6 +157,7 @@ class _PeerServer:
         return [
             web.post(f"{PREFIX}/sessions", self._guard(self._open_session, admit=False)),
             web.put(f"{PREFIX}/chunks/{{target:.*}}", self._guard(self._put)),
+            web.post(f"{PREFIX}/puts", self._guard(self._put_several, admit=False)),
             web.get(f"{PREFIX}/chunks/{identifier}", self._guard(self._get), allow_head=False),
             web.get(
                 f"{PREFIX}/ranges/{identifier}/{{start}}/{{end}}",
@@ -195,7 +201,7 @@ class _PeerServer:
 
         return guarded
 
-    def _admit(self, request: web.Request, body: bytes) -> None:
+    def _admit(self, request: web.Request, body: Buffer) -> None:
         """Raises RefusedSignatureError unless a node of this cluster sent the request."""
         if self._verifier is None:
             return
@@ -253,16 +259,57 @@ class _PeerServer:
         lease = await self._pool.lease(length)
         try:
             await self._receive(request, lease.view[:length])
-            # The ring may have changed while the body came.
-            await self._fence(target.epoch, target.chunk_id, target.purpose)
-            touch = target.touch
-            if target.purpose is not Purpose.REPAIR:
-                touch = max(touch, self._view.generation())
-            content = Encoded(lease.view[:length], target.codec, target.plain_length)
-            outcome = await self._store.put(target.chunk_id, content, touch=touch)
+            outcome = await self._take(target, lease.view[:length])
         finally:
             lease.release()
         return web.Response(status=201 if outcome is PutOutcome.WRITTEN else 200)
+
+    async def _put_several(self, request: web.Request) -> web.StreamResponse:
+        length = request.content_length
+        if length is None or not 0 < length <= PUT_BATCH_BODY_LIMIT:
+            raise RefusedError(
+                Refusal(
+                    code="body_too_large",
+                    detail=f"chunks that share a request have at most {PUT_BATCH_BODY_LIMIT} bytes",
+                )
+            )
+        lease = await self._pool.lease(length)
+        try:
+            body = lease.view[:length]
+            await self._receive(request, body)
+            self._admit(request, body)
+            # All have ended when this returns, also where it is cancelled: they read the buffer.
+            answers = await asyncio.gather(
+                *(self._take_one(put) for put in decode_puts(body)), return_exceptions=True
+            )
+        finally:
+            lease.release()
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answer_document(answers)
+
+    async def _take_one(self, put: SmallPut) -> PutAnswer:
+        try:
+            outcome = await self._take(put.target, put.payload)
+        except RefusedError as error:
+            return PutAnswer(refusal=error.refusal)
+        except RingError as error:
+            return PutAnswer(refusal=Refusal(code=code_of(error), detail=str(error)))
+        return PutAnswer(existed=outcome is PutOutcome.EXISTED)
+
+    async def _take(self, target: PutTarget, payload: memoryview) -> PutOutcome:
+        """Store a chunk whose bytes are all here, and confirm it for the epoch it came with."""
+        # The ring may have changed while the body came.
+        await self._fence(target.epoch, target.chunk_id, target.purpose)
+        touch = target.touch
+        if target.purpose is not Purpose.REPAIR:
+            touch = max(touch, self._view.generation())
+        content = Encoded(payload, target.codec, target.plain_length)
+        outcome = await self._store.put(target.chunk_id, content, touch=touch)
+        # Or while the disk was busy: what is confirmed for an epoch was durable while it lasted.
+        await self._ring_at(target.epoch)
+        return outcome
 
     async def _receive(self, request: web.Request, view: memoryview) -> None:
         content = request.content

@@ -26,6 +26,7 @@ from ring.errors import (
     ChunkNotFoundError,
     PeerRefusedError,
     PeerUnreachableError,
+    RingError,
     StaleEpochError,
     StoreFullError,
 )
@@ -147,7 +148,7 @@ class PeerTransport:
                     peer.session = None
                 continue
             break
-        raise _translated(refusal, exchange)
+        raise translated(refusal, member.node_id, exchange.chunk_id)
 
     async def _send_once(self, exchange: _Exchange) -> aiohttp.ClientResponse:
         body = exchange.body
@@ -202,7 +203,7 @@ class PeerTransport:
         response = await self._open(exchange, challenge, {})
         async with response:
             if response.status >= 300:
-                raise _translated(await _refusal(response), exchange)
+                raise translated(await _refusal(response), member.node_id, b"")
             welcome = msgspec.msgpack.decode(await response.read(), type=Welcome)
         session = Session(welcome.boot_nonce, welcome.number)
         proof = sign_welcome(
@@ -320,15 +321,15 @@ async def _refusal(response: aiohttp.ClientResponse) -> Refusal:
         return Refusal(code="unexpected", detail=f"HTTP status {response.status}")
 
 
-def _translated(refusal: Refusal, exchange: _Exchange) -> Exception:
-    node_id = exchange.member.node_id
+def translated(refusal: Refusal, node_id: NodeId, chunk_id: bytes) -> RingError:
+    """The error that a peer's refusal means here; `chunk_id` is the chunk that was asked about."""
     match refusal.code:
         case "stale_epoch":
             return StaleEpochError(node_id, refusal.epoch)
         case "chunk_not_found":
-            return ChunkNotFoundError(exchange.chunk_id)
+            return ChunkNotFoundError(chunk_id)
         case "chunk_damaged":
-            return ChunkDamagedError(exchange.chunk_id, f"node {node_id}: {refusal.detail}")
+            return ChunkDamagedError(chunk_id, f"node {node_id}: {refusal.detail}")
         case "store_full":
             return StoreFullError(f"node {node_id}: {refusal.detail}")
     return PeerRefusedError(node_id, refusal.code, refusal.detail)

@@ -6,6 +6,7 @@ is described in docs/format.md.
 
     POST /peer/1/sessions                               open a session (signed requests only)
     PUT  /peer/1/chunks/<id>/<epoch>/<purpose>/<touch>/<codec>/<plain length>
+    POST /peer/1/puts                                   SmallPuts in, a PutAnswer for each out
     GET  /peer/1/chunks/<id>                            payload as stored, whole
     GET  /peer/1/ranges/<id>/<start>/<end>              plaintext, verified by the sender
     POST /peer/1/stat                                   ids in, ChunkState for each out
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -43,6 +45,16 @@ BODY_LIMIT = 256 * 1024
 
 IDS_LIMIT = 4096
 
+SMALL_PUT_LIMIT = 64 * 1024
+"""Payloads up to this share requests; larger ones are worth a request of their own."""
+
+PUT_BATCH_LIMIT = 64
+PUT_BATCH_SIZE_LIMIT = 1024 * 1024
+"""Payloads in one such request, and their bytes; a first one always fits."""
+
+PUT_BATCH_BODY_LIMIT = PUT_BATCH_SIZE_LIMIT + SMALL_PUT_LIMIT + PUT_BATCH_LIMIT * 256
+"""Bytes of its body: what a target adds to a payload is less than 256."""
+
 
 class Purpose(enum.StrEnum):
     """Why a chunk is sent, which decides who may take it and what its touch becomes."""
@@ -55,15 +67,18 @@ class Purpose(enum.StrEnum):
     """A copy of an old write: the receiver is an owner, and takes the touch as it is (D10)."""
 
 
-class PutTarget(msgspec.Struct, frozen=True):
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class PutTarget(msgspec.Struct, frozen=True, array_like=True):
     """All a chunk's sender says of it."""
 
-    chunk_id: bytes
-    epoch: int
+    chunk_id: Annotated[bytes, msgspec.Meta(min_length=CHUNK_ID_SIZE, max_length=CHUNK_ID_SIZE)]
+    epoch: _Number
     purpose: Purpose
-    touch: int
+    touch: _Number
     codec: Codec
-    plain_length: int
+    plain_length: _Number
 
     def path(self) -> str:
         return (
@@ -86,6 +101,13 @@ class PutTarget(msgspec.Struct, frozen=True):
             )
         except ValueError as error:
             raise MalformedError(f"no target of a chunk: {error}") from None
+
+
+class SmallPut(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk among others. Received, its payload is a view on the request's buffer."""
+
+    target: PutTarget
+    payload: memoryview
 
 
 class MalformedError(ValueError):
@@ -129,6 +151,14 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str
     epoch: int = 0
     """With `stale_epoch`: the epoch the receiver is at."""
+
+
+class PutAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """What became of one chunk of several."""
+
+    existed: bool = False
+    refusal: Refusal | None = None
+    """Why it was not taken, None where it is durable."""
 
 
 STATUS_OF_CODE = {
@@ -186,6 +216,19 @@ def parse_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise MalformedError(f"{text[:80]!r} is no number")
     return int(text)
+
+
+_puts: msgspec.msgpack.Decoder[list[SmallPut]] = msgspec.msgpack.Decoder(
+    Annotated[list[SmallPut], msgspec.Meta(min_length=1, max_length=PUT_BATCH_LIMIT)]
+)
+
+
+def decode_puts(body: memoryview) -> list[SmallPut]:
+    """Raises MalformedError for what is no batch of chunks. The payloads are views on `body`."""
+    try:
+        return _puts.decode(body)
+    except msgspec.DecodeError as error:
+        raise MalformedError(f"no chunks: {error}") from None
 
 
 def encode_ids(chunk_ids: Sequence[bytes]) -> bytes:

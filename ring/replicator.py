@@ -165,10 +165,11 @@ class Replicator:
         """Make one copy durable on one node. For `_WriteJob`."""
         ring, content = job.ring, job.content
         if node == self._node_id:
-            if self._view.membership().epoch != ring.epoch:
-                raise StaleEpochError(node, self._view.membership().epoch)
+            self._fence(ring)
             touch = max(job.generation, self._view.generation())
             await self._store.put(job.chunk_id, content, touch=touch)
+            # As a peer does: what counts for an epoch was durable while it lasted.
+            self._fence(ring)
             return
         target = PutTarget(
             chunk_id=job.chunk_id,
@@ -187,6 +188,12 @@ class Replicator:
                 if error.epoch > ring.epoch or pause is None:
                     raise
                 await asyncio.sleep(pause)
+
+    def _fence(self, ring: Ring) -> None:
+        """Raises StaleEpochError once this node has heard of another ring (rule D1)."""
+        epoch = self._view.membership().epoch
+        if epoch != ring.epoch:
+            raise StaleEpochError(self._node_id, epoch)
 
     async def make_room(self, job: _WriteJob) -> None:
         """A job is acknowledged and has copies under way still: bound what such jobs hold."""

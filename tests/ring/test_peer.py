@@ -32,10 +32,14 @@ from ring.peer_wire import (
     CREDENTIALS_HEADER,
     DIGEST_HEADER,
     PLAIN_LENGTH_HEADER,
+    PUT_BATCH_BODY_LIMIT,
+    PUT_BATCH_LIMIT,
+    SMALL_PUT_LIMIT,
     MalformedError,
     Purpose,
     PutTarget,
     Refusal,
+    SmallPut,
     Welcome,
     chunk_path,
     decode_ids,
@@ -291,6 +295,20 @@ async def test_the_fence_is_asked_again_once_the_body_has_come() -> None:
         assert node.store.ids(b"", 10) == []
 
 
+async def test_the_fence_is_asked_again_once_the_copy_is_durable() -> None:
+    """A copy that became durable only under the next ring is not confirmed for the former one."""
+    async with ring_cluster(2) as cluster:
+        node = cluster.nodes[1]
+        node.store.hold_writes()
+        writing = asyncio.ensure_future(_put(cluster, _target()))
+        await eventually(lambda: node.peer_pool.leased_bytes > 0)
+        await asyncio.sleep(0.05)
+        cluster.change_ring([0, 1])
+        node.store.release_writes()
+        with pytest.raises(StaleEpochError):
+            await writing
+
+
 async def test_only_owners_and_named_handoffs_take_a_chunk() -> None:
     """A node that has no part in a partition refuses its chunks, whatever it is called."""
     async with ring_cluster(4) as cluster:
@@ -386,6 +404,17 @@ async def test_requests_of_impossible_form_or_size_are_refused() -> None:
         assert await code("PUT", put, huge, sign_body=False) == "body_too_large"
         assert await code("PUT", put + "/9", CONTENT, sign_body=False) == "malformed"
         assert await code("PUT", "/peer/1/chunks/zz", CONTENT, sign_body=False) == "malformed"
+        puts = "/peer/1/puts"
+        assert await code("POST", puts, bytes(PUT_BATCH_BODY_LIMIT + 1)) == "body_too_large"
+        assert await code("POST", puts, b"no chunks") == "malformed"
+        assert await code("POST", puts, msgspec.msgpack.encode([])) == "malformed"
+        too_many = [SmallPut(_target(), memoryview(CONTENT))] * (PUT_BATCH_LIMIT + 1)
+        assert await code("POST", puts, msgspec.msgpack.encode(too_many)) == "malformed"
+        short_id = msgspec.structs.replace(_target(), chunk_id=b"short")
+        one = msgspec.msgpack.encode([SmallPut(short_id, memoryview(CONTENT))])
+        assert await code("POST", puts, one) == "malformed"
+        whole = msgspec.msgpack.encode([SmallPut(_target(), memoryview(CONTENT))])
+        assert await code("POST", puts, whole, sign_body=False) == "bad_signature"
         assert await code("GET", "/peer/1/chunks/zz") == "malformed"
         assert await code("GET", range_path(CHUNK_ID, 5, 5)) == "malformed"
         assert await code("GET", range_path(CHUNK_ID, 0, CHUNK_SIZE_LIMIT + 1)) == "malformed"
@@ -401,7 +430,7 @@ async def test_too_many_requests_are_turned_away(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("ring.peer_server.REQUEST_LIMIT", 2)
     async with ring_cluster(2) as cluster:
         cluster.nodes[1].store.hold_writes()
-        contents = [bytes([number]) * 100 for number in range(5)]
+        contents = [bytes([number]) * (SMALL_PUT_LIMIT + 1) for number in range(5)]
         puts = [
             asyncio.ensure_future(_put(cluster, _target(content=content), content))
             for content in contents
@@ -412,6 +441,27 @@ async def test_too_many_requests_are_turned_away(monkeypatch: pytest.MonkeyPatch
         errors = [put.exception() for put in puts if put.exception() is not None]
         assert len(errors) == 3
         assert all("overloaded" in str(error) for error in errors)
+
+
+async def test_small_chunks_of_one_moment_share_requests() -> None:
+    """Each gets an answer of its own, whatever becomes of the others; the last one's buffer is back
+    when all have ended."""
+    async with ring_cluster(2) as cluster:
+        contents = [bytes([number]) * 100 for number in range(20)]
+        stale = _target(content=b"another", epoch=9)
+        answers = await asyncio.gather(
+            *(_put(cluster, _target(content=content), content) for content in contents),
+            _put(cluster, stale, b"another"),
+            _put(cluster, _target(content=b"claimed"), b"invents"),
+            return_exceptions=True,
+        )
+        assert answers[:20] == [PutOutcome.WRITTEN] * 20
+        assert isinstance(answers[20], StaleEpochError)
+        assert isinstance(answers[21], PeerRefusedError)
+        assert answers[21].code == "chunk_rejected"
+        ids = [blake3(content).digest() for content in contents]
+        assert all(await cluster.nodes[1].store.stat(ids))
+        assert cluster.nodes[1].peer_pool.leased_bytes == 0
 
 
 async def _connect(node: RingNode) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
