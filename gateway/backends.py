@@ -16,6 +16,7 @@ from gateway.authentication import PresentedKey, Principal, presented_key, verif
 from gateway.budget import ByteBudget
 from gateway.errors import PROTECTIVE_HEADERS, ApiError, from_failure
 from gateway.interfaces import Buffers, Chunks, Cluster, GatewaySettings, Metadata, Snapshot
+from gateway.json_documents import encode_document
 from gateway.metrics import Metrics
 from gateway.paths import Target
 from metadata_raft.commands import Command, Failure, IdempotencyKey, Result
@@ -160,7 +161,7 @@ def document_response(
     """A JSON answer."""
     return web.Response(
         status=status,
-        body=msgspec.json.encode(document),
+        body=encode_document(document),
         headers={
             **PROTECTIVE_HEADERS,
             "Content-Type": "application/json",

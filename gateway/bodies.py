@@ -11,13 +11,13 @@ import logging
 from time import monotonic
 from typing import TypeVar
 
-import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.errors import ApiError
 from gateway.interfaces import GatewaySettings
+from gateway.json_documents import DocumentError, decode_document
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -124,6 +124,6 @@ async def read_document(body: Body, kind: type[_T], *, default: _T | None = None
     if not data and default is not None:
         return default
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decode_document(data, kind)
+    except DocumentError as error:
         raise ApiError("invalid_document", f"the body is not as expected: {error}") from error

@@ -53,6 +53,7 @@ from gateway.documents import (
     UploadReceipt,
     Visibility,
 )
+from gateway.json_documents import DocumentError, decode_document, encode_document
 
 __all__ = [
     "AccessError",
@@ -336,7 +337,7 @@ class GatewayClient:
         expect_continue: bool = False,
     ) -> _T:
         if document is not None:
-            body = msgspec.json.encode(document)
+            body = encode_document(document)
             headers = {**(headers or {}), "Content-Type": "application/json"}
         async with self._request(
             method, path, headers=headers, body=body, expect_continue=expect_continue
@@ -344,8 +345,8 @@ class GatewayClient:
             with translated():
                 answer = await response.read()
         try:
-            return msgspec.json.decode(answer, type=kind)
-        except msgspec.DecodeError as error:
+            return decode_document(answer, kind)
+        except DocumentError as error:
             raise UnreachableError(
                 f"{method} {path} was not answered by Holdfast: {error}"
             ) from error

@@ -18,9 +18,9 @@ import errno
 import os
 
 import aiohttp
-import msgspec
 
 from gateway.documents import Problem
+from gateway.json_documents import DocumentError, decode_document
 
 
 class ClientError(Exception):
@@ -100,8 +100,8 @@ _NOT_OURS = "unknown"
 def refusal(response: aiohttp.ClientResponse, body: bytes) -> RefusedError:
     """The error that a problem document stands for; a HEAD has none, its status must do."""
     try:
-        problem = msgspec.json.decode(body, type=Problem)
-    except msgspec.DecodeError:
+        problem = decode_document(body, Problem)
+    except DocumentError:
         problem = Problem(
             type="about:blank",
             title=response.reason or "",

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
-import msgspec
 from aiohttp import web
 
 from gateway.documents import Problem
+from gateway.json_documents import encode_document
 from metadata_raft.commands import Failure
 from metadata_raft.errors import (
     CommandTooLargeError,
@@ -157,4 +157,4 @@ def problem_response(error: ApiError) -> web.Response:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     elif status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="holdfast"'
-    return web.Response(status=status, body=msgspec.json.encode(problem), headers=headers)
+    return web.Response(status=status, body=encode_document(problem), headers=headers)

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from gateway.documents import NewKey, NewToken, Problem, TokenCreation
 from gateway.errors import ApiError, problem_response, translated
+from gateway.json_documents import DocumentError, decode_document, encode_document
 from metadata_raft.commands import SYSTEM
 from node.data_directory import CONTROL_NAME
 from node.errors import EXIT_FAILED, EXIT_TRY_AGAIN, NodeError
@@ -66,7 +67,7 @@ class ControlServer:
             await self._runner.cleanup()
 
     async def _token(self, request: web.Request) -> NewToken:
-        creation = msgspec.json.decode(await request.read() or b"{}", type=TokenCreation)
+        creation = decode_document(await request.read() or b"{}", TokenCreation)
         return await self._controlled.create_token(
             actor=SYSTEM, lifetime_seconds=creation.lifetime_seconds
         )
@@ -81,21 +82,21 @@ class ControlServer:
         async def answer(request: web.Request) -> web.Response:
             try:
                 document = await handler(request)
-            except msgspec.DecodeError as error:
+            except DocumentError as error:
                 return problem_response(ApiError("invalid_document", str(error)))
             except Exception as error:
                 known = translated(error)
                 if known is None:
                     raise
                 return problem_response(known)
-            return web.Response(body=msgspec.json.encode(document), content_type="application/json")
+            return web.Response(body=encode_document(document), content_type="application/json")
 
         return answer
 
 
 def call(directory: str, path: str, kind: type[_T], document: msgspec.Struct | None = None) -> _T:
     """Ask the node that runs on a data directory. Raises ControlError with one sentence."""
-    body = b"" if document is None else msgspec.json.encode(document)
+    body = b"" if document is None else encode_document(document)
     connection = _Connection(directory)
     try:
         connection.request("POST", path, body)
@@ -109,13 +110,13 @@ def call(directory: str, path: str, kind: type[_T], document: msgspec.Struct | N
         connection.close()
     if response.status != http.client.OK:
         try:
-            problem = msgspec.json.decode(answer, type=Problem)
-        except msgspec.DecodeError:
+            problem = decode_document(answer, Problem)
+        except DocumentError:
             raise ControlError(
                 f"The node failed with status {response.status}; see its log.", retryable=False
             ) from None
         raise ControlError(f"The node refuses: {problem.detail}.", retryable=problem.retryable)
-    return msgspec.json.decode(answer, type=kind)
+    return decode_document(answer, kind)
 
 
 class _Connection(http.client.HTTPConnection):
