@@ -138,7 +138,7 @@ def test_the_bare_handler_takes_and_sends_what_it_is_asked(port: int, source: Up
         assert download_over(connection, target).size == size
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="scripts/wrk installs it")
 def test_requests_are_all_answered_or_the_run_fails(port: int) -> None:
     """A run counts its requests; one error among them fails it."""
     address = [f"127.0.0.1:{port}"]
