@@ -6,7 +6,9 @@ done, 1 failed, 2 wrong usage, 3 not found, 5 try again.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -78,6 +80,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             prog_name="holdfast",
             standalone_mode=False,
         )
+        # What is still buffered may be what does not fit.
+        sys.stdout.flush()
     except click.UsageError as error:
         error.show()
         return EXIT_USAGE
@@ -93,12 +97,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has seen enough (`holdfast ls | head`).
-        sys.stderr.close()
+        _abandon_output()
         return EXIT_DONE
     except OSError as error:
         # A full disk behind `holdfast cat … > file`, mostly.
         named = f"{error.filename}: " if error.filename else ""
         print(f"holdfast: {named}{error.strerror or error}", file=sys.stderr)
+        _abandon_output()
         return EXIT_FAILED
     except Exception as error:
         known = client_failure(error)
@@ -108,6 +113,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print(f"holdfast: {printable(sentence)}", file=sys.stderr)
         return exit_code
     return code if isinstance(code, int) else EXIT_DONE
+
+
+def _abandon_output() -> None:
+    """Let what is still buffered go nowhere, or Python would try it again at its end, and complain."""
+    with open(os.devnull, "wb") as nowhere, contextlib.suppress(OSError, ValueError):
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def client_failure(error: BaseException) -> tuple[str, int] | None:
