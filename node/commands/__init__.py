@@ -116,7 +116,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _abandon_output() -> None:
-    """Let what is still buffered go nowhere, or Python would try it again at its end, and complain."""
+    """Let what is buffered go nowhere, or Python would try it again at its end, and complain."""
     with open(os.devnull, "wb") as nowhere, contextlib.suppress(OSError, ValueError):
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
