@@ -74,7 +74,8 @@ class Child:
     def start(self, *options: str, environment: dict[str, str] | None = None) -> None:
         self.started = time.monotonic()
         arguments = [
-            *(sys.executable, "-m", "node", "serve", "--data", self.data, "--listen", HOST),
+            # -P: folders called `node` or `ring` where the user stands are not ours.
+            *(sys.executable, "-P", "-m", "node", "serve", "--data", self.data, "--listen", HOST),
             *("--port", str(self.ports.client), "--peer-port", str(self.ports.peer)),
             *("--raft-port", str(self.ports.raft), "--with-parent", str(os.getpid())),
             *options,
@@ -169,7 +170,7 @@ class DevelopmentCluster:
         descriptor = os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             subprocess.run(
-                [sys.executable, "-m", "node", "token", "--data", self.nodes[0].data],
+                [sys.executable, "-P", "-m", "node", "token", "--data", self.nodes[0].data],
                 stdout=descriptor,
                 check=True,
             )

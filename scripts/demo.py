@@ -67,7 +67,7 @@ def _command(node: Child, *arguments: str) -> str:
     """Run one `holdfast` command on the file; returns how fast it was."""
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "node", *arguments, "--url", node.url],
+        [sys.executable, "-P", "-m", "node", *arguments, "--url", node.url],
         check=False,
         env={key: value for key, value in os.environ.items() if not key.startswith("HOLDFAST_")},
     )

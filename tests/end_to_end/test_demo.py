@@ -65,6 +65,22 @@ def test_the_nodes_of_dev_end_with_their_parent_and_come_back(tmp_path: Path) ->
         assert probe(url) is Health.UNREACHABLE
 
 
+def test_dev_starts_where_folders_have_names_of_ours(tmp_path: Path) -> None:
+    """Python looks into the folder where one stands first; `gateway` there is not our package."""
+    (tmp_path / "gateway").mkdir()
+    (tmp_path / "gateway" / "__init__.py").write_text("")
+    data = tmp_path / "data"
+    arguments = [sys.executable, "-P", "-m", "node", "dev", "--nodes", "1", "--data", str(data)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert any(line.startswith("Ctrl-C") for line in parent.stdout)
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(30) == 0
+
+
 def _nodes_below(folder: Path) -> list[str]:
     """Command lines of running processes that name the folder, children of `dev` included."""
     found: list[str] = []

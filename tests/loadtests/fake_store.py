@@ -43,7 +43,8 @@ class FakeStore:
             contents = contents[:-1]
         if match := re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", "")):
             return web.Response(status=206, body=contents[int(match[1]) : int(match[2]) + 1])
-        return web.Response(body=contents)
+        # Said outright: aiohttp says nothing in the answer to a HEAD of an empty file.
+        return web.Response(body=contents, headers={"Content-Length": str(len(contents))})
 
     async def _delete(self, request: web.Request) -> web.Response:
         self.requests += 1
