@@ -20,6 +20,10 @@ BATCHES_AT_ONCE = 2
 """Requests under way to one peer: one is received while the other waits for the disk. More would
 only make them smaller."""
 
+WAITING_LIMIT = 4096
+"""Chunks that may wait for one peer: seconds of its work. Beyond it a copy fails at once, and is
+repaired later, as if the peer itself had said that it is overloaded."""
+
 Send = Callable[[Member, list[SmallPut]], Awaitable[list[PutAnswer]]]
 
 
@@ -50,9 +54,13 @@ class PutBatches:
         """Send a chunk of at most `SMALL_PUT_LIMIT` bytes; returns what the peer says of it.
 
         The payload is copied before it is sent, so a cancelled caller may reuse it at once. Raises
-        PeerUnreachableError or PeerRefusedError where the batch has failed, or the one before it.
+        PeerUnreachableError or PeerRefusedError where the batch has failed, or the one before it,
+        and PeerRefusedError (overloaded) where too many wait.
         """
         lane = self._lanes.setdefault(member.node_id, _Lane())
+        if len(lane.waiting) >= WAITING_LIMIT:
+            detail = f"{WAITING_LIMIT} chunks wait for it already"
+            raise PeerRefusedError(member.node_id, "overloaded", detail)
         answered: asyncio.Future[PutAnswer] = asyncio.get_running_loop().create_future()
         lane.waiting.append(_Waiting(member, SmallPut(target, payload), answered))
         if lane.carrying < BATCHES_AT_ONCE:

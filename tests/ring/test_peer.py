@@ -301,8 +301,7 @@ async def test_the_fence_is_asked_again_once_the_copy_is_durable() -> None:
         node = cluster.nodes[1]
         node.store.hold_writes()
         writing = asyncio.ensure_future(_put(cluster, _target()))
-        await eventually(lambda: node.peer_pool.leased_bytes > 0)
-        await asyncio.sleep(0.05)
+        await eventually(lambda: node.store.statistics().queue_depth == 1)
         cluster.change_ring([0, 1])
         node.store.release_writes()
         with pytest.raises(StaleEpochError):

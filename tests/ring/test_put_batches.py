@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 from blake3 import blake3
 
-from ring.errors import PeerUnreachableError
+from ring.errors import PeerRefusedError, PeerUnreachableError
 from ring.interfaces import Codec
 from ring.members import Member
 from ring.peer_wire import (
@@ -109,6 +109,23 @@ async def test_a_chunk_that_comes_as_the_last_answer_does_is_sent() -> None:
             await asyncio.sleep(0)
         async with asyncio.timeout(5):
             await asyncio.gather(*first, _start(batches, b"\x07"))
+
+
+async def test_only_so_many_wait_for_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is refused at once, and those who wait are not disturbed."""
+    monkeypatch.setattr("ring.put_batches.WAITING_LIMIT", 3)
+    peer = _Peer()
+    batches = PutBatches(peer.send)
+    started = []
+    for number in range(BATCHES_AT_ONCE):
+        started.append(_start(batches, bytes([number])))
+        await _turn()
+    started += [_start(batches, bytes([number])) for number in range(3)]
+    await _turn()
+    with pytest.raises(PeerRefusedError, match="overloaded"):
+        await _start(batches, b"one more")
+    peer.may_answer.set()
+    await asyncio.gather(*started)
 
 
 async def test_a_chunk_given_up_is_not_sent() -> None:

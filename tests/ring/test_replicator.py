@@ -244,6 +244,18 @@ async def test_the_fence_holds_for_this_nodes_own_store(monkeypatch: pytest.Monk
         assert (await writing).epoch == 2
 
 
+async def test_the_fence_is_asked_again_after_this_nodes_own_sync() -> None:
+    """A copy here that became durable only under the next ring does not count for the former."""
+    async with ring_cluster(1) as cluster:
+        node = cluster.nodes[0]
+        node.store.hold_writes()
+        writing = asyncio.ensure_future(node.write(_random(1000)))
+        await eventually(lambda: node.store.statistics().queue_depth == 1)
+        cluster.change_ring([0])
+        node.store.release_writes()
+        assert (await writing).epoch == 2
+
+
 async def test_a_peer_that_lags_behind_is_waited_for() -> None:
     """A receiver that learns of the writer's epoch a moment later takes the chunk then."""
     async with ring_cluster(3) as cluster:
