@@ -122,8 +122,9 @@ async def test_only_so_many_wait_for_a_peer(monkeypatch: pytest.MonkeyPatch) -> 
         await _turn()
     started += [_start(batches, bytes([number])) for number in range(3)]
     await _turn()
-    with pytest.raises(PeerRefusedError, match="overloaded"):
-        await _start(batches, b"one more")
+    async with asyncio.timeout(5):
+        with pytest.raises(PeerRefusedError, match="overloaded"):
+            await _start(batches, b"one more")
     peer.may_answer.set()
     await asyncio.gather(*started)
 
