@@ -173,6 +173,14 @@ class MemberDocument(_Document, frozen=True):
     reachable: bool | None
     """Whether the answering node reaches it; null where it has not tried."""
     software_version: str
+    intent: str = "stay"
+    """What its operator wants of it: stay, drain, leave or remove."""
+    settled_epoch: int = 0
+    """The newest epoch for which it has reported that it holds all that belongs there."""
+    last_seen_seconds: float | None = None
+    """How long ago it last answered the answering node; null where it never did since the start."""
+    load: dict[str, float] = {}
+    """Its own figures as it gave them then, by name, units last; empty where it never did."""
 
 
 class RaftDocument(_Document, frozen=True):
@@ -183,6 +191,10 @@ class RaftDocument(_Document, frozen=True):
     leader: str | None
     commit_index: int
     applied_index: int
+    voters: list[str] = []
+    learners: list[str] = []
+    lag_entries: dict[str, int] = {}
+    """On the leader: how many entries of the log each other member lacks."""
 
 
 class ClusterDocument(_Document, frozen=True):
@@ -202,6 +214,12 @@ class ClusterDocument(_Document, frozen=True):
     members: list[MemberDocument]
     load: dict[str, float]
     """Figures of the answering node by name, units last: `chunks_bytes`, `buffers_bytes`, …"""
+    settings: dict[str, int] = {}
+    """What holds for the whole cluster and may change at any time, by name, units last."""
+    collection_held: bool = False
+    """Whether no space is reclaimed until an operator says so, after a restore from a backup."""
+    warnings: list[str] = []
+    """What an operator should look at, one sentence each; empty where all is well."""
 
 
 class RingMemberDocument(_Document, frozen=True):

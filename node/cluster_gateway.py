@@ -26,6 +26,7 @@ from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from metadata_raft.replica import RaftStatus
 from node.data_directory import Identity
 from node.join import Admission
+from node.peer_probe import Probed
 from ring.members import PARTITION_COUNT, NodeId
 from ring.placement import Ring
 
@@ -55,7 +56,7 @@ class NodeCondition(Protocol):
 
     def settled(self) -> bool | None: ...
 
-    def reachable(self, node_id: NodeId) -> bool | None: ...
+    def probed(self, node_id: NodeId) -> Probed | None: ...
 
     def load(self) -> Mapping[str, float]: ...
 
@@ -104,13 +105,25 @@ class ClusterGateway:
                 leader=raft.leader_id,
                 commit_index=raft.commit_index,
                 applied_index=raft.applied_index,
+                voters=list(raft.voters),
+                learners=list(raft.learners),
+                lag_entries=raft.lag_entries,
             ),
-            members=[self._member(record) for record in members],
+            members=[self.member(record) for record in members],
             load=dict(self._condition.load()),
         )
 
-    def _member(self, record: MemberRecord) -> MemberDocument:
+    def member(self, record: MemberRecord) -> MemberDocument:
+        """A member as recorded, with what it said of itself last."""
         member = record.member
+        probed = self._condition.probed(member.node_id)
+        answer = probed.answer if probed is not None else None
+        if member.node_id == self._identity.node_id:
+            last_seen: float | None = 0.0
+            load = dict(self._condition.load())
+        else:
+            last_seen = probed.last_seen_seconds if probed is not None else None
+            load = answer.figures if answer is not None else {}
         return MemberDocument(
             node_id=member.node_id,
             client_url=member.client_url,
@@ -120,8 +133,10 @@ class ClusterGateway:
             weight=member.weight,
             stage=record.stage,
             in_ring=record.in_ring,
-            reachable=self._condition.reachable(member.node_id),
+            reachable=probed.reachable if probed is not None else None,
             software_version=record.software_version,
+            last_seen_seconds=last_seen,
+            load=load,
         )
 
     def ring(self) -> RingDocument:

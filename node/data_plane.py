@@ -14,7 +14,7 @@ from aiohttp import web
 
 from node.encryption import PeerEncryption
 from node.errors import DataDirectoryError, PortTakenError
-from node.peer_probe import PeerProbe
+from node.peer_probe import PeerProbe, Probed
 from node.ports import sentence
 from node.settings import Settings
 from ring.buffers import BufferPool
@@ -115,6 +115,7 @@ class DataPlane:
                 workers=workers,
                 signed=encryption is None,
                 settled=lambda: self._repairer.status().settled,
+                figures=self.load,
             )
         )
 
@@ -186,8 +187,9 @@ class DataPlane:
             [member.node_id for member in membership.members], membership.epoch
         )
 
-    def reachable(self, node_id: NodeId) -> bool | None:
-        return self._probe.reachable(node_id)
+    def probed(self, node_id: NodeId) -> Probed | None:
+        """What another node said of itself last, and when; None where it was never asked."""
+        return self._probe.probed(node_id)
 
     def load(self) -> Mapping[str, float]:
         store, repair = self._store.statistics(), self._repairer.status()

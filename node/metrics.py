@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from metadata_raft.replica import RaftStatus
 
-_HELP = "See docs/operations.md, Watching a node"
+_HELP = "See docs/operations/README.md, Watching a node"
 
 
 class NodeMetrics(Collector):

@@ -40,6 +40,7 @@ from node.join import Admission
 from node.logs import event
 from node.metrics import NodeMetrics
 from node.own_membership import OwnMembership, removed
+from node.peer_probe import Probed
 from node.ports import sentence
 from node.settings import Settings
 from ring.identity import ClusterIdentity
@@ -308,8 +309,8 @@ class Node:
     def settled(self) -> bool | None:
         return self._data.settled()
 
-    def reachable(self, node_id: NodeId) -> bool | None:
-        return self._data.reachable(node_id)
+    def probed(self, node_id: NodeId) -> Probed | None:
+        return self._data.probed(node_id)
 
     def load(self) -> Mapping[str, float]:
         return self._data.load()

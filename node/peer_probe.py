@@ -1,13 +1,15 @@
-"""Asks every other node now and then how it is: for `status`, and for nothing else.
+"""Asks every other node now and then how it is: for `status`, health and the settled cluster.
 
-No decision about data hangs on it; whom to ask first is learnt from real requests
-(`ring/peer_health.py`).
+What a node said last is kept, with the time, also when it has fallen silent since. No decision
+about a chunk hangs on it; whom to ask first is learnt from real requests (`ring/peer_health.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ring.errors import RingError
@@ -22,42 +24,69 @@ class StatusClient(Protocol):
     async def status(self, member: Member) -> PeerStatus: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What is known of another node: the outcome of the last probe, and its last answer ever."""
+
+    reachable: bool
+    """Whether it answered the last probe."""
+    last_seen_seconds: float | None
+    """How long ago it answered; None where it never did since this node started."""
+    answer: PeerStatus | None
+    """Its last answer, however old."""
+
+
 class PeerProbe:
-    """A background job; `reachable` is its last answer. Main loop only."""
+    """A background job; `probed` is what it knows. Main loop only. `clock` is monotonic."""
 
     def __init__(
-        self, client: StatusClient, own_id: NodeId, members: Callable[[], Sequence[Member]]
+        self,
+        client: StatusClient,
+        own_id: NodeId,
+        members: Callable[[], Sequence[Member]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._own_id = own_id
         self._members = members
-        self._answers: dict[NodeId, PeerStatus | None] = {}
+        self._clock = clock
+        self._now: dict[NodeId, PeerStatus | None] = {}
+        """The outcome of the last probe; only of today's members."""
+        self._last: dict[NodeId, tuple[float, PeerStatus]] = {}
+        """The last answer and when it came; only of today's members."""
 
-    def reachable(self, node_id: NodeId) -> bool | None:
-        """None where nobody has been asked yet."""
-        if node_id not in self._answers:
+    def probed(self, node_id: NodeId) -> Probed | None:
+        """None where nobody has been asked yet, and for this node itself."""
+        if node_id not in self._now:
             return None
-        return self._answers[node_id] is not None
+        reachable = self._now[node_id] is not None
+        if node_id not in self._last:
+            return Probed(reachable, None, None)
+        moment, answer = self._last[node_id]
+        return Probed(reachable, max(0.0, self._clock() - moment), answer)
 
     def settled(self, node_ids: Sequence[NodeId], epoch: int) -> bool:
         """Whether each of these nodes, this one left out, said so last, at this epoch."""
         return all(
             answer is not None and answer.settled and answer.epoch == epoch
             for answer in (
-                self._answers.get(node_id) for node_id in node_ids if node_id != self._own_id
+                self._now.get(node_id) for node_id in node_ids if node_id != self._own_id
             )
         )
 
     async def work(self) -> float:
         members = [member for member in self._members() if member.node_id != self._own_id]
         answers = await asyncio.gather(*(self._ask(member) for member in members))
-        self._answers = {
+        self._now = {
             member.node_id: answer for member, answer in zip(members, answers, strict=True)
         }
+        self._last = {node_id: last for node_id, last in self._last.items() if node_id in self._now}
         return PROBE_INTERVAL_SECONDS
 
     async def _ask(self, member: Member) -> PeerStatus | None:
         try:
-            return await self._client.status(member)
+            answer = await self._client.status(member)
         except RingError:
             return None
+        self._last[member.node_id] = (self._clock(), answer)
+        return answer

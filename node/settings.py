@@ -43,7 +43,7 @@ _Port = Annotated[int, msgspec.Meta(ge=1, le=65535, description="a port from 1 t
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """See docs/operations.md for the table; `description` finishes the sentence "… must be"."""
+    """For the table see docs/operations/README.md; `description` ends the sentence "… must be"."""
 
     data: Annotated[str, msgspec.Meta(min_length=1, description="the path of a directory")]
     listen: Annotated[str, msgspec.Meta(min_length=1, description="an address to listen on")] = (

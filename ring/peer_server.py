@@ -10,7 +10,7 @@ peer may send is bounded in size, in time and in number.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 
 from aiohttp import web
@@ -96,11 +96,13 @@ def make_peer_application(
     workers: Executor,
     signed: bool,
     settled: Callable[[], bool] = lambda: False,
+    figures: Callable[[], Mapping[str, float]] = dict,
 ) -> web.Application:
     """Build the application for the peer port; serve it with `peer_runner`.
 
     `pool` must be used for nothing else. `signed` asks for signatures: set it wherever the listener
-    is not one with `ring.tls.server_context`. `settled` tells how repair on this node stands.
+    is not one with `ring.tls.server_context`. `settled` tells how repair on this node stands,
+    `figures` all else that it shows of itself.
     """
     server = _PeerServer(
         store,
@@ -111,6 +113,7 @@ def make_peer_application(
         workers=workers,
         signed=signed,
         settled=settled,
+        figures=figures,
     )
     application = web.Application(client_max_size=BODY_LIMIT)
     application.router.add_routes(server.routes())
@@ -140,8 +143,10 @@ class _PeerServer:
         workers: Executor,
         signed: bool,
         settled: Callable[[], bool],
+        figures: Callable[[], Mapping[str, float]],
     ) -> None:
         self._settled = settled
+        self._figures = figures
         self._store = store
         self._view = view
         self._rings = rings
@@ -416,6 +421,7 @@ class _PeerServer:
                 writable=statistics.writable,
                 requests_active=self._active,
                 settled=self._settled(),
+                figures=dict(self._figures()),
             )
         )
 

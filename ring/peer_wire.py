@@ -134,6 +134,8 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     requests_active: int
     settled: bool = False
     """Whether it found here all that the epoch wants here; see `ring/repair.py: RepairStatus`."""
+    figures: dict[str, float] = {}
+    """What it shows of itself, by name with the unit last; for people, no decision hangs on it."""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):

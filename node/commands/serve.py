@@ -36,7 +36,7 @@ def command(*, config_path: str | None, with_parent: int | None, **flags: str | 
 
     On an empty directory this founds a cluster of one node, or with --join becomes a node of the
     cluster that made the token in the file HOLDFAST_JOIN_TOKEN_FILE (else it is asked for). Every
-    later start continues. Each option is also a setting: see docs/operations.md.
+    later start continues. Each option is also a setting: see docs/operations/README.md.
     """
     settings = node_settings.load(flags, os.environ, config_path=config_path)
     # Imported here: wrong settings are reported without loading a whole node.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from node.peer_probe import PeerProbe
+from collections.abc import Callable
+
+from node.peer_probe import PeerProbe, Probed
 from ring.errors import PeerUnreachableError
 from ring.members import Member
 from ring.peer_wire import PeerStatus
@@ -26,29 +28,62 @@ class FakeClient:
             writable=True,
             requests_active=0,
             settled=member.node_id not in self.unsettled,
+            figures={"chunks": 7.0},
         )
+
+
+def make_probe(
+    client: FakeClient, clock: Callable[[], float] = lambda: 0.0
+) -> tuple[PeerProbe, list[str]]:
+    members = [make_member(1), make_member(2), make_member(3)]
+    ids = [member.node_id for member in members]
+    return PeerProbe(client, ids[0], lambda: members, clock), ids
+
+
+def reached(probe: PeerProbe, node_id: str) -> bool | None:
+    probed = probe.probed(node_id)
+    return probed.reachable if probed is not None else None
 
 
 async def test_a_node_is_down_as_long_as_it_does_not_answer() -> None:
     """Unknown at first, then as the last probe found it; oneself is never asked."""
-    client, members = FakeClient(), [make_member(1), make_member(2), make_member(3)]
-    own, second, third = (member.node_id for member in members)
+    client = FakeClient()
+    probe, (own, second, third) = make_probe(client)
     client.down = {own, third}
-    probe = PeerProbe(client, own, lambda: members)
-    assert probe.reachable(second) is None
+    assert reached(probe, second) is None
     await probe.work()
-    assert (probe.reachable(second), probe.reachable(third)) == (True, False)
-    assert probe.reachable(own) is None
+    assert (reached(probe, second), reached(probe, third)) == (True, False)
+    assert reached(probe, own) is None
     client.down = {second}
     await probe.work()
-    assert (probe.reachable(second), probe.reachable(third)) == (False, True)
+    assert (reached(probe, second), reached(probe, third)) == (False, True)
+
+
+async def test_what_a_node_said_last_is_kept_with_its_age() -> None:
+    """A silent node shows how long it has been silent, and its last figures; who left has none."""
+    client, now = FakeClient(), [100.0]
+    members = [make_member(1), make_member(2), make_member(3)]
+    second, third = members[1].node_id, members[2].node_id
+    probe = PeerProbe(client, members[0].node_id, lambda: members, lambda: now[0])
+    client.down = {third}
+    await probe.work()
+    now[0], client.down = 130.0, {second, third}
+    await probe.work()
+    probed = probe.probed(second)
+    assert probed is not None
+    assert probed.answer is not None
+    assert (probed.reachable, probed.last_seen_seconds) == (False, 30.0)
+    assert probed.answer.figures == {"chunks": 7.0}
+    assert probe.probed(third) == Probed(False, None, None)
+    del members[1]
+    await probe.work()
+    assert probe.probed(second) is None
 
 
 async def test_the_others_are_settled_when_all_of_them_say_so_at_this_epoch() -> None:
     """A node that is down, still copying, or at another epoch, keeps a cluster unsettled."""
-    client, members = FakeClient(), [make_member(1), make_member(2), make_member(3)]
-    own, second, third = (member.node_id for member in members)
-    probe = PeerProbe(client, own, lambda: members)
+    client = FakeClient()
+    probe, (own, second, third) = make_probe(client)
     assert not probe.settled([own, second, third], 1)
     await probe.work()
     assert probe.settled([own, second, third], 1)
