@@ -197,6 +197,33 @@ class RaftDocument(_Document, frozen=True):
     """On the leader: how many entries of the log each other member lacks."""
 
 
+class ChunksDocument(_Document, frozen=True):
+    """How the chunks of the whole cluster are, as its nodes last said: sums over those that answer.
+
+    What a node that is down lacks is not known; `complete` is false then.
+    """
+
+    complete: bool = False
+    """Whether every node of the ring has answered."""
+    lacking_copies: int = 0
+    """Copies that a node should have and has not: under-replicated, or on their way to an owner."""
+    misplaced_copies: int = 0
+    """Copies on nodes that own them no longer; dropped once their owners have them."""
+    unrecoverable_chunks: int = 0
+    """Referenced chunks that were found on no node; the most that any node counts."""
+    quarantined_chunks: int = 0
+    """Damaged copies kept until there are healthy ones."""
+    bytes_left: int = 0
+    """What is still to be copied, as far as it is known."""
+    bytes_per_second: float = 0.0
+    eta_seconds: float | None = None
+    """Until the last node has its copies, at the present rate; null where it is not known."""
+    scrub_age_seconds: float | None = None
+    """Since the longest unchecked node was read through in full; null where none says."""
+    scrub_percent: float | None = None
+    """How far the present scrub is on the node where it is least far; null where none runs."""
+
+
 class ClusterDocument(_Document, frozen=True):
     cluster_id: str
     cluster_version: int
@@ -214,6 +241,7 @@ class ClusterDocument(_Document, frozen=True):
     members: list[MemberDocument]
     load: dict[str, float]
     """Figures of the answering node by name, units last: `chunks_bytes`, `buffers_bytes`, …"""
+    chunks: ChunksDocument = ChunksDocument()
     settings: dict[str, int] = {}
     """What holds for the whole cluster and may change at any time, by name, units last."""
     collection_held: bool = False

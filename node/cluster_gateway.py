@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import msgspec
+
 from gateway.authentication import new_key
 from gateway.documents import (
     ClusterDocument,
@@ -24,6 +26,8 @@ from gateway.errors import from_failure
 from metadata_raft.commands import SYSTEM, Command, CreateKey, Failure, Result
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from metadata_raft.replica import RaftStatus
+from node.cluster_summary import summarise
+from node.cluster_warnings import warnings
 from node.data_directory import Identity
 from node.join import Admission
 from node.peer_probe import Probed
@@ -87,11 +91,13 @@ class ClusterGateway:
     def status(self) -> ClusterDocument:
         with self._metadata.snapshot() as snapshot:
             cluster, members = snapshot.cluster(), snapshot.members()
-        raft = self._metadata.status()
-        return ClusterDocument(
+        raft, own_id = self._metadata.status(), self._identity.node_id
+        own_load = self._condition.load()
+        documents = [self.member(record, own_load) for record in members]
+        document = ClusterDocument(
             cluster_id=self._identity.cluster_id,
             cluster_version=cluster.cluster_version,
-            node_id=self._identity.node_id,
+            node_id=own_id,
             software_version=self._software_version,
             # A leader that no majority answers steps down, and a member that hears none forgets it.
             quorum=raft.leader_id is not None,
@@ -109,18 +115,20 @@ class ClusterGateway:
                 learners=list(raft.learners),
                 lag_entries=raft.lag_entries,
             ),
-            members=[self.member(record) for record in members],
-            load=dict(self._condition.load()),
+            members=documents,
+            load=dict(own_load),
+            chunks=summarise(documents, own_id),
         )
+        return msgspec.structs.replace(document, warnings=warnings(document))
 
-    def member(self, record: MemberRecord) -> MemberDocument:
-        """A member as recorded, with what it said of itself last."""
+    def member(self, record: MemberRecord, own_load: Mapping[str, float]) -> MemberDocument:
+        """A member as recorded, with what it said of itself last; of itself this node says it."""
         member = record.member
         probed = self._condition.probed(member.node_id)
         answer = probed.answer if probed is not None else None
         if member.node_id == self._identity.node_id:
             last_seen: float | None = 0.0
-            load = dict(self._condition.load())
+            load = dict(own_load)
         else:
             last_seen = probed.last_seen_seconds if probed is not None else None
             load = answer.figures if answer is not None else {}

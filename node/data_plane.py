@@ -14,6 +14,7 @@ from aiohttp import web
 
 from node.encryption import PeerEncryption
 from node.errors import DataDirectoryError, PortTakenError
+from node.machine import MachineGauge
 from node.peer_probe import PeerProbe, Probed
 from node.ports import sentence
 from node.settings import Settings
@@ -103,6 +104,7 @@ class DataPlane:
         )
         self._collector = Collector(store=self._store, view=view, live=live, workers=workers)
         self._probe = PeerProbe(self._client, identity.node_id, members)
+        self._machine = MachineGauge(directory, workers)
         self._jobs: list[Worker] = []
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._peers = peer_runner(
@@ -146,6 +148,7 @@ class DataPlane:
             "repair": self._repairer,
             "collector": self._collector,
             "peer probe": self._probe,
+            "machine": self._machine,
         }
         for name, job in {**own, **jobs}.items():
             worker = Worker(name, job)
@@ -192,12 +195,17 @@ class DataPlane:
         return self._probe.probed(node_id)
 
     def load(self) -> Mapping[str, float]:
+        """All that this node shows of itself, by name, units last.
+
+        Each figure has its sentence in `node/metrics.py: FIGURES`; a test holds that.
+        """
         store, repair = self._store.statistics(), self._repairer.status()
         return {
             "chunks": store.chunks,
             "chunks_plain_bytes": store.plain_bytes,
             "chunks_stored_bytes": store.stored_bytes,
             "disk_allocated_bytes": store.allocated_bytes,
+            "store_writable": float(store.writable),
             "quarantined_chunks": store.quarantined,
             "damage_found": store.damage_found,
             "buffers_leased_bytes": self.pool.leased_bytes + self._peer_pool.leased_bytes,
@@ -206,6 +214,8 @@ class DataPlane:
             "repair_copied_bytes": repair.bytes_copied,
             "unrecoverable_chunks": repair.unrecoverable,
             "collected_chunks": self._collector.chunks_collected,
+            "jobs_failing": sum(job.statistics().last_error is not None for job in self._jobs),
+            **self._machine.figures(),
         }
 
     def _note_lacking(self, chunk_id: bytes, node_id: NodeId) -> None:

@@ -113,6 +113,9 @@ async def test_status_nodes_and_ring_tell_the_same_story(cluster: Cluster) -> No
     screen = (await cluster.command("status")).stdout
     assert status["cluster_id"] in screen
     assert "settled" in screen
+    assert status["chunks"]["complete"] is True
+    assert [warning.split()[0] for warning in status["warnings"]] == ["1"]
+    assert status["members"][0]["load"].keys() == status["load"].keys()
 
 
 async def test_a_lost_admin_key_is_replaced_on_the_node_itself(cluster: Cluster) -> None:

@@ -111,9 +111,9 @@ async def test_another_node_shows_what_it_said_last(metadata: StatusMetadata) ->
     record = type(record)(
         member=other, stage="voter", in_ring=True, boot_counter=1, software_version="0.0.9"
     )
-    unasked = gateway.member(record)
+    unasked = gateway.member(record, {})
     assert (unasked.reachable, unasked.last_seen_seconds, unasked.load) == (None, None, {})
     condition.others[other.node_id] = Probed(False, 61.5, answer(other.node_id, chunks=7.0))
-    silent = gateway.member(record)
+    silent = gateway.member(record, {})
     assert (silent.reachable, silent.last_seen_seconds) == (False, 61.5)
     assert silent.load == {"chunks": 7.0}
