@@ -1,4 +1,4 @@
-"""Commands that the cluster proposes to itself: generation, cluster version, and reclaiming.
+"""Commands on the cluster as a whole: generation, version, settings, and reclaiming.
 
 Deletes, overwrites and cascades leave one row in the queue; `ReclaimStep` works it off, first in,
 first out, in steps that touch a bounded number of rows and resume where the last one ended. Every
@@ -7,7 +7,9 @@ step is a function of the state alone, so replicas take the same ones.
 
 from __future__ import annotations
 
+from metadata_raft import access
 from metadata_raft.commands import (
+    CLUSTER_VERSION_SUPPORTED,
     Advanced,
     AdvanceGeneration,
     Done,
@@ -15,14 +17,14 @@ from metadata_raft.commands import (
     Reclaimed,
     ReclaimStep,
     Result,
+    ResumeCollection,
+    SetClusterSettings,
     SetClusterVersion,
 )
+from metadata_raft.records import ClusterSettings
 from metadata_raft.segment_counts import release_version_segments
 from metadata_raft.state_errors import UnknownVersionError
-from metadata_raft.working_state import WorkingState
-
-CLUSTER_VERSION_SUPPORTED = 1
-"""The highest cluster version whose commands this software can apply."""
+from metadata_raft.working_state import WorkingState, settings_from_rows
 
 UPLOAD_LIFETIME_MS = 24 * 3_600_000
 TOKEN_MEMORY_MS = 24 * 3_600_000
@@ -54,6 +56,41 @@ def set_cluster_version(state: WorkingState, command: SetClusterVersion) -> Resu
             detail=f"The cluster version is {state.cluster.cluster_version} already.",
         )
     state.cluster.cluster_version = command.version
+    # The proposer has seen that all do. Replicas that ran older software when a member said so have
+    # not recorded it; from here on all say the same (rule M8).
+    changed = state.execute(
+        "UPDATE members SET supported_version = ?1 WHERE supported_version < ?1", (command.version,)
+    ).rowcount
+    if changed:
+        state.cluster.members_version += 1
+    return Done()
+
+
+def set_cluster_settings(state: WorkingState, command: SetClusterSettings) -> Result:
+    """Change settings by name, all of them or none."""
+    if not access.may_administer(state.role(command.actor)):
+        return Failure(code="forbidden", detail="Only an admin key may change settings.")
+    for name in command.settings:
+        if name not in ClusterSettings.__struct_fields__:
+            return Failure(code="invalid_command", detail=f"'{name[:80]}' is no setting.")
+    for name, value in command.settings.items():
+        if value is None:
+            state.execute("DELETE FROM settings WHERE name = ?", (name,))
+        else:
+            state.execute(
+                "INSERT INTO settings VALUES (?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                (name, value),
+            )
+    state.settings = settings_from_rows(state.execute("SELECT name, value FROM settings"))
+    return Done()
+
+
+def resume_collection(state: WorkingState, command: ResumeCollection) -> Result:
+    """End the hold that a restore has put on garbage collection; done where there is none."""
+    if not access.may_administer(state.role(command.actor)):
+        return Failure(code="forbidden", detail="Only an admin key may resume collection.")
+    state.cluster.collection_held = 0
     return Done()
 
 

@@ -1,7 +1,7 @@
 """Commands on who is in the cluster: bootstrap, join tokens, members and ring epochs.
 
-A member is a row that its node keeps true; its stage in Raft is moved by the leader's membership
-worker; the ring is another matter: an epoch is an immutable row, and `ChangeRing` makes the next.
+A member is a row that its node keeps true; the ring is another matter: an epoch is an immutable
+row, and `ChangeRing` makes the next. How a member moves on and leaves: `apply_departures.py`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,11 @@ from metadata_raft.commands import (
     Failure,
     Result,
     RingChanged,
-    SetMemberStage,
     UpdateMember,
 )
 from metadata_raft.names import bucket_name_problem
 from metadata_raft.working_state import WorkingState
-from ring.members import Member
-
-STAGES = frozenset({"joining", "learner", "voter"})
+from ring.members import Member, NodeId
 
 MEMBER_COLUMNS = "node_id, peer_address, raft_address, client_url, zone, weight"
 """The columns of `members` that make a `Member`, in the order of its fields."""
@@ -37,6 +34,7 @@ MEMBER_COLUMNS = "node_id, peer_address, raft_address, client_url, zone, weight"
 WEIGHT_MAX = 1_000_000
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode_members = msgspec.msgpack.Decoder(tuple[Member, ...]).decode
 
 
 def bootstrap_cluster(state: WorkingState, command: BootstrapCluster) -> Result:
@@ -97,7 +95,13 @@ def admit_member(state: WorkingState, command: AdmitMember) -> Result:
         return Failure(code="token_invalid", detail="The join token is not one of this cluster.")
     _, expires_ms, spent_by = token
     node_id = command.member.node_id
-    known = _stage(state, node_id) is not None
+    departed = state.execute("SELECT 1 FROM departed WHERE node_id = ?", (node_id,)).fetchone()
+    if departed is not None:
+        return Failure(
+            code="member_removed",
+            detail=f"Node {node_id} was removed from the cluster; it has to join under a new id.",
+        )
+    known = stage_of(state, node_id) is not None
     if known and spent_by == node_id:
         return Done()
     if spent_by is not None:
@@ -117,43 +121,30 @@ def update_member(state: WorkingState, command: UpdateMember) -> Result:
     if problem is not None:
         return _invalid(f"The member {problem}.")
     before = state.execute(
-        f"SELECT {MEMBER_COLUMNS}, boot_counter, software_version FROM members WHERE node_id = ?",
+        f"SELECT {MEMBER_COLUMNS}, boot_counter, software_version, supported_version"
+        " FROM members WHERE node_id = ?",
         (member.node_id,),
     ).fetchone()
     if before is None:
-        return _no_such_member(member.node_id)
+        return no_such_member(member.node_id)
     if command.boot_counter < before[6]:
         return Failure(
             code="stale_expectation",
             detail=f"Boot {command.boot_counter} of node {member.node_id} is older than "
             f"boot {before[6]}: its disk is a restored snapshot.",
         )
-    after = (*msgspec.structs.astuple(member), command.boot_counter, command.software_version)
+    after = (
+        *msgspec.structs.astuple(member),
+        command.boot_counter,
+        command.software_version,
+        command.supported_version,
+    )
     if after != before:
         state.execute(
             "UPDATE members SET peer_address = ?2, raft_address = ?3, client_url = ?4, zone = ?5,"
-            " weight = ?6, boot_counter = ?7, software_version = ?8 WHERE node_id = ?1",
+            " weight = ?6, boot_counter = ?7, software_version = ?8, supported_version = ?9"
+            " WHERE node_id = ?1",
             after,
-        )
-        state.cluster.members_version += 1
-    return Done()
-
-
-def set_member_stage(state: WorkingState, command: SetMemberStage) -> Result:
-    """Compare and set a member's stage; a repetition finds it there and is done."""
-    if command.stage not in STAGES:
-        return _invalid(f"'{command.stage[:80]}' is no stage.")
-    stage = _stage(state, command.node_id)
-    if stage is None:
-        return _no_such_member(command.node_id)
-    if stage != command.expected_stage:
-        return Failure(
-            code="stale_expectation",
-            detail=f"Node {command.node_id} is {stage}, not {command.expected_stage[:80]}.",
-        )
-    if stage != command.stage:
-        state.execute(
-            "UPDATE members SET stage = ? WHERE node_id = ?", (command.stage, command.node_id)
         )
         state.cluster.members_version += 1
     return Done()
@@ -175,12 +166,20 @@ def change_ring(state: WorkingState, command: ChangeRing) -> Result:
             f"SELECT {MEMBER_COLUMNS} FROM members WHERE node_id = ?", (node_id,)
         ).fetchone()
         if row is None:
-            return _no_such_member(node_id)
+            return no_such_member(node_id)
         members.append(member_from_row(row))
     _insert_epoch(state, tuple(members), replicas=command.replicas)
     if command.raise_floor:
         cluster.epoch_floor = cluster.epoch
     return RingChanged(epoch=cluster.epoch)
+
+
+def ring_members(state: WorkingState) -> set[NodeId]:
+    """The ids of the current ring's members; the set is small and has no order to depend on."""
+    row = state.execute(
+        "SELECT members FROM epochs WHERE epoch = ?", (state.cluster.epoch,)
+    ).fetchone()
+    return set() if row is None else {member.node_id for member in _decode_members(row[0])}
 
 
 def member_from_row(row: tuple[str, str, str, str, str, int]) -> Member:
@@ -198,9 +197,9 @@ def member_from_row(row: tuple[str, str, str, str, str, int]) -> Member:
 
 def _insert_member(state: WorkingState, member: Member, *, stage: str) -> None:
     state.execute(
-        f"INSERT INTO members ({MEMBER_COLUMNS}, stage, boot_counter, software_version)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, 0, '')",
-        (*msgspec.structs.astuple(member), stage),
+        f"INSERT INTO members ({MEMBER_COLUMNS}, stage, boot_counter, software_version,"
+        " supported_version) VALUES (?, ?, ?, ?, ?, ?, ?, 0, '', ?)",
+        (*msgspec.structs.astuple(member), stage, state.cluster.cluster_version),
     )
     state.cluster.members_version += 1
 
@@ -216,7 +215,8 @@ def _insert_epoch(state: WorkingState, members: tuple[Member, ...], *, replicas:
     )
 
 
-def _stage(state: WorkingState, node_id: str) -> str | None:
+def stage_of(state: WorkingState, node_id: str) -> str | None:
+    """The recorded stage of a member, None where there is no such one."""
     row = state.execute("SELECT stage FROM members WHERE node_id = ?", (node_id,)).fetchone()
     return None if row is None else str(row[0])
 
@@ -231,7 +231,7 @@ def _member_problem(member: Member) -> str | None:
     return None
 
 
-def _no_such_member(node_id: str) -> Failure:
+def no_such_member(node_id: str) -> Failure:
     return Failure(code="no_such_member", detail=f"There is no member '{node_id[:80]}'.")
 
 

@@ -6,8 +6,8 @@ randomness and no I/O beyond the state: the time is the entry's state time, ids 
 in the state, generation and epoch come from the proposer and are checked.
 
 Encoding is msgpack by msgspec, tagged by the command's name. A new field has a default; a new
-command or meaning needs a higher `ENTRY_VERSION` and a committed `cluster_version`. The stored
-form is described in docs/format.md.
+command or meaning needs a committed `cluster_version` that allows it (`required_version`). The
+stored form is described in docs/format.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ import msgspec
 from ring.members import Member, NodeId
 
 ENTRY_VERSION = 1
+"""Of the envelope: `Entry` and `Proposal`."""
+
+CLUSTER_VERSION_SUPPORTED = 2
+"""The highest cluster version whose commands this software can apply."""
+
 ENTRY_SIZE_LIMIT = 256 * 1024
 """Bytes of one Raft entry. Group commit fills entries up to this; one command must fit."""
 
@@ -49,6 +54,9 @@ KEY_LIMIT = 1_000
 
 RING_MEMBER_LIMIT = 1_000
 """Members of one ring epoch; an epoch is one row."""
+
+SETTING_LIMIT = 16
+"""Settings that one command may change; more than there are."""
 
 REQUEST_LIFETIME_LIMIT_MS = 24 * 3_600_000
 """How far ahead of state time `Proposal.not_after_ms` may lie."""
@@ -227,12 +235,17 @@ class UpdateMember(_Command, frozen=True):
     member: Member
     boot_counter: Count
     software_version: Name = ""
+    supported_version: Count = 1
+    """The highest cluster version the node's software can apply."""
 
 
 class SetMemberStage(_Command, frozen=True):
-    """Move a member from one stage (joining, learner, voter) to another, if it still is there.
+    """Move a member from one stage to another, if it still is there.
 
-    The leader's membership worker decides; `stale_expectation` if the member is elsewhere.
+    joining, learner and voter follow the Raft configuration. `leaving` comes before it: from there
+    on the node is removed for good. The leader decides; `stale_expectation` if the member is
+    elsewhere, and for `leaving` unless the member is to be removed, or is to leave, is no more in
+    the ring, and the ring has settled without it.
     """
 
     node_id: NodeId
@@ -250,6 +263,43 @@ class ChangeRing(_Command, frozen=True):
     replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3
     raise_floor: bool = False
     """Refuse from now on references staged in older epochs (rule D6)."""
+
+
+class SetMemberIntent(_Command, frozen=True):
+    """Say what is wanted of a member: stay, drain, leave or remove. The leader carries it out.
+
+    stay: in the ring. drain: out of the ring, still a member of the Raft group. leave: out of the
+    ring, and when the others hold all its copies out of the cluster. remove: out at once, because
+    the node is gone for good. `too_few_nodes` where drain or leave would leave fewer nodes in the
+    ring than there are to be copies, unless `reduce_copies` agrees to that, and always where none
+    would be left. Nothing changes for a member whose stage is leaving: `stale_expectation`.
+    """
+
+    node_id: NodeId
+    actor: str
+    intent: str
+    expected_intent: str | None = None
+    """What it has to be before, else `stale_expectation`; None: whatever it is."""
+    reduce_copies: bool = False
+
+
+class ForgetMember(_Command, frozen=True):
+    """Drop the record of a member that has left ring and Raft configuration: the last step.
+
+    Its id stays known as one that was removed, so that the node is told when it comes back.
+    """
+
+    node_id: NodeId
+
+
+class ReportSettled(_Command, frozen=True):
+    """A node has every copy that the ring of this epoch wants of it; proposed by the node (D3).
+
+    Epochs that every member of the current ring has settled beyond are forgotten.
+    """
+
+    node_id: NodeId
+    epoch: Count
 
 
 class BootstrapCluster(_Command, frozen=True):
@@ -291,6 +341,19 @@ class SetClusterVersion(_Command, frozen=True):
     version: Count
 
 
+class SetClusterSettings(_Command, frozen=True):
+    """Change settings of the cluster by name (`records.ClusterSettings`); None: the default."""
+
+    actor: str
+    settings: Annotated[dict[str, Count | None], msgspec.Meta(max_length=SETTING_LIMIT)]
+
+
+class ResumeCollection(_Command, frozen=True):
+    """Let garbage collection go on, which a restored backup holds (rule D10)."""
+
+    actor: str
+
+
 Command = (
     CreateBucket
     | UpdateBucket
@@ -310,7 +373,19 @@ Command = (
     | AdvanceGeneration
     | ReclaimStep
     | SetClusterVersion
+    | SetMemberIntent
+    | ForgetMember
+    | ReportSettled
+    | SetClusterSettings
+    | ResumeCollection
 )
+
+_VERSION_2 = (SetMemberIntent, ForgetMember, ReportSettled, SetClusterSettings, ResumeCollection)
+
+
+def required_version(command: Command) -> int:
+    """The cluster version from which a command may be in the log: older software can't read it."""
+    return 2 if isinstance(command, _VERSION_2) else 1
 
 
 # --- the envelope ----------------------------------------------------------------------------
@@ -422,6 +497,9 @@ FAILURE_CODES = frozenset(
         "already_bootstrapped",
         "too_many_keys",
         "idempotency_keys_full",
+        "too_few_nodes",
+        "member_removed",
+        "cluster_version_too_old",
     }
 )
 

@@ -16,7 +16,14 @@ from collections.abc import Callable
 from typing import Never
 
 from metadata_raft.batching import PROPOSAL_SIZE_LIMIT, Draft
-from metadata_raft.commands import Command, IdempotencyKey, Result, decode_result, encode
+from metadata_raft.commands import (
+    Command,
+    IdempotencyKey,
+    Result,
+    decode_result,
+    encode,
+    required_version,
+)
 from metadata_raft.configuration import Configuration
 from metadata_raft.digests import state_digest
 from metadata_raft.errors import (
@@ -33,6 +40,7 @@ from metadata_raft.records import AppliedState, StateDigest
 from metadata_raft.replica import RaftStatus
 from metadata_raft.request_ids import new_request_id
 from metadata_raft.settings import RaftSettings
+from metadata_raft.state_machine import version_too_old
 from ring.members import NodeId
 
 SUBMIT_SECONDS_LIMIT = 1.0
@@ -131,6 +139,9 @@ class MetadataGroup:
         names the request id with which the same command may be repeated.
         """
         thread = self._running()
+        # Older software must not meet it in the log; versions never go back, so this can't err.
+        if self._applied.cluster_version < (required := required_version(command)):
+            return version_too_old(required)
         lifetime_ms = REPEATABLE_MS if request_id else ONE_TIME_MS
         draft = Draft(request_id or new_request_id(), encode(command), lifetime_ms, idempotency)
         size = len(draft.command) + ENVELOPE_SIZE

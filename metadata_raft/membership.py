@@ -22,6 +22,8 @@ ANSWERING_SECONDS = 1.0
 """A learner that has not answered for this long is not promoted."""
 
 STAGE_JOINING, STAGE_LEARNER, STAGE_VOTER = "joining", "learner", "voter"
+STAGE_LEAVING = "leaving"
+"""Recorded before the configuration lets go of the node; the others follow the configuration."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ from metadata_raft.records import (
     UploadRecord,
 )
 from metadata_raft.state_errors import SnapshotExpiredError
-from ring.members import Member, Membership
+from metadata_raft.working_state import settings_from_rows
+from ring.members import Member, Membership, NodeId
 
 SNAPSHOT_SECONDS_MAX = 1.0
 """A read transaction holds back the reuse of SQLite's log, so none lives longer."""
@@ -60,7 +61,10 @@ _SELECT_LISTED = (
     f"SELECT {_FILE_COLUMNS} FROM files"
     " CROSS JOIN versions ON versions.version_id = files.version_id WHERE bucket_id = ?"
 )
-_SELECT_MEMBERS = f"SELECT {MEMBER_COLUMNS}, stage, boot_counter, software_version FROM members"
+_SELECT_MEMBERS = (
+    f"SELECT {MEMBER_COLUMNS}, stage, boot_counter, software_version, intent, settled_epoch,"
+    " supported_version FROM members"
+)
 _SELECT_REFERENCED = (
     f"SELECT chunk_id FROM chunks WHERE chunk_id IN ({', '.join('?' * IDS_PER_STATEMENT)})"
 )
@@ -88,10 +92,10 @@ class Snapshot:
 
     def cluster(self) -> ClusterRecord:
         row = self._execute(
-            "SELECT cluster_id, cluster_version, generation, epoch, epoch_floor, replicas"
-            " FROM cluster"
+            "SELECT cluster_id, cluster_version, generation, epoch, epoch_floor, replicas,"
+            " collection_held FROM cluster"
         ).fetchone()
-        cluster_id, cluster_version, generation, epoch, epoch_floor, replicas = row
+        cluster_id, cluster_version, generation, epoch, epoch_floor, replicas, held = row
         return ClusterRecord(
             cluster_id=cluster_id,
             cluster_version=cluster_version,
@@ -99,6 +103,8 @@ class Snapshot:
             epoch=epoch,
             epoch_floor=epoch_floor,
             replicas=replicas,
+            collection_held=bool(held),
+            settings=settings_from_rows(self._execute("SELECT name, value FROM settings")),
         )
 
     def applied_index(self) -> int:
@@ -116,9 +122,19 @@ class Snapshot:
                 in_ring=row[0] in in_ring,
                 boot_counter=row[7],
                 software_version=row[8],
+                intent=row[9],
+                settled_epoch=row[10],
+                supported_version=row[11],
             )
             for row in self._execute(f"{_SELECT_MEMBERS} ORDER BY node_id")
         ]
+
+    def departed(self, node_id: NodeId) -> bool:
+        """Whether a node of this id was a member and was removed for good."""
+        return (
+            self._execute("SELECT 1 FROM departed WHERE node_id = ?", (node_id,)).fetchone()
+            is not None
+        )
 
     def membership(self, epoch: int | None) -> Membership:
         """The ring's members of an epoch (None: the current one), with their addresses of today.
@@ -132,7 +148,7 @@ class Snapshot:
         return found[0] if found else Membership(epoch=epoch or 0, members=())
 
     def epochs(self) -> list[Membership]:
-        """Every epoch of the ring, newest first."""
+        """The epochs of the ring that some member may not have settled beyond, newest first."""
         return self._memberships("ORDER BY epoch DESC", ())
 
     def _memberships(self, clause: str, parameters: tuple[int, ...]) -> list[Membership]:

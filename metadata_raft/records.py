@@ -84,10 +84,30 @@ class KeyRecord(_Record, frozen=True):
 class MemberRecord(_Record, frozen=True):
     member: Member
     stage: str
-    """joining, learner or voter."""
+    """joining, learner or voter; leaving: it is being removed, which can't be taken back."""
     in_ring: bool
     boot_counter: int
     software_version: str
+    intent: str = "stay"
+    """What an operator wants of it: stay, drain, leave or remove."""
+    settled_epoch: int = 0
+    """The last ring epoch of which it reported to have all its copies."""
+    supported_version: int = 1
+    """The highest cluster version its software can apply, as far as it has said."""
+
+
+class ClusterSettings(_Record, frozen=True, omit_defaults=True):
+    """What an operator may change while the cluster runs, the same on all nodes.
+
+    The state holds what differs from these defaults.
+    """
+
+    repair_bytes_per_second: int = 100 * 1024 * 1024
+    """What each node fetches at most for repair and moves; 0: no limit."""
+    scrub_bytes_per_second: int = 20 * 1024 * 1024
+    """What each node reads at most for scrubbing; 0: no limit."""
+    scrub_interval_seconds: int = 14 * 24 * 3600
+    """How often each node reads all its chunks again; 0: only when told to."""
 
 
 class ClusterRecord(_Record, frozen=True):
@@ -97,6 +117,9 @@ class ClusterRecord(_Record, frozen=True):
     epoch: int
     epoch_floor: int
     replicas: int
+    collection_held: bool = False
+    """Whether garbage collection waits for an operator's word, after a restore (rule D10)."""
+    settings: ClusterSettings = ClusterSettings()
 
 
 class AppliedState(_Record, frozen=True):
@@ -108,7 +131,10 @@ class AppliedState(_Record, frozen=True):
     generation: int
     epoch: int
     members_version: int
-    """Grows whenever a member record changes."""
+    """Grows whenever a member record changes, or an epoch comes or goes."""
+    cluster_version: int = 1
+    collection_held: bool = False
+    settings: ClusterSettings = ClusterSettings()
 
 
 class StateDigest(_Record, frozen=True):

@@ -1,4 +1,5 @@
--- The replicated state of one node, schema version 1 (PRAGMA user_version).
+-- The replicated state of one node, schema version 2 (PRAGMA user_version). What differs from version
+-- 1 is also in schema_versions.py, which brings an older state up to date: new columns come last.
 --
 -- Every table but local_state is a function of the log alone: ids come from counters in `cluster`,
 -- times from state time, and nothing may depend on when a node committed, crashed or reopened.
@@ -21,7 +22,8 @@ CREATE TABLE cluster (
     next_version_id      INTEGER NOT NULL,
     next_segment_id      INTEGER NOT NULL,
     next_reclaim_id      INTEGER NOT NULL,
-    idempotency_count    INTEGER NOT NULL
+    idempotency_count    INTEGER NOT NULL,
+    collection_held      INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- What only this node knows: changed by a checkpoint, so that its commit has something to sync.
@@ -165,9 +167,24 @@ CREATE TABLE members (
     client_url           TEXT    NOT NULL,
     zone                 TEXT    NOT NULL,
     weight               INTEGER NOT NULL,
-    stage                TEXT    NOT NULL,   -- joining, learner, voter
+    stage                TEXT    NOT NULL,   -- joining, learner, voter, leaving
     boot_counter         INTEGER NOT NULL,
-    software_version     TEXT    NOT NULL
+    software_version     TEXT    NOT NULL,
+    intent               TEXT    NOT NULL DEFAULT 'stay',   -- stay, drain, leave, remove
+    settled_epoch        INTEGER NOT NULL DEFAULT 0,
+    supported_version    INTEGER NOT NULL DEFAULT 1
+) STRICT, WITHOUT ROWID;
+
+-- Who was a member and is not any more: a node that comes back is told so.
+CREATE TABLE departed (
+    node_id              TEXT    PRIMARY KEY,
+    departed_ms          INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Only what differs from the defaults in records.ClusterSettings.
+CREATE TABLE settings (
+    name                 TEXT    PRIMARY KEY,
+    value                INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE epochs (
@@ -198,5 +215,5 @@ CREATE TABLE idempotency_results (
 
 CREATE INDEX idempotency_results_by_age ON idempotency_results (created_ms, scope, key);
 
-INSERT INTO cluster VALUES (1, '', 1, 0, 0, 0, 0, 0, 0, 3, 0, 1, 1, 1, 1, 1, 0);
+INSERT INTO cluster VALUES (1, '', 1, 0, 0, 0, 0, 0, 0, 3, 0, 1, 1, 1, 1, 1, 0, 0);
 INSERT INTO local_state VALUES (1, 0);

@@ -13,7 +13,6 @@ thread.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,11 +20,18 @@ from typing import Any
 import msgspec
 
 from metadata_raft.apply_buckets import create_bucket, delete_bucket, update_bucket
+from metadata_raft.apply_departures import (
+    forget_member,
+    report_settled,
+    set_member_intent,
+    set_member_stage,
+)
 from metadata_raft.apply_files import delete_file, put_file
 from metadata_raft.apply_housekeeping import (
-    CLUSTER_VERSION_SUPPORTED,
     advance_generation,
     reclaim_step,
+    resume_collection,
+    set_cluster_settings,
     set_cluster_version,
 )
 from metadata_raft.apply_keys import create_key, revoke_key
@@ -34,11 +40,11 @@ from metadata_raft.apply_members import (
     bootstrap_cluster,
     change_ring,
     create_join_token,
-    set_member_stage,
     update_member,
 )
 from metadata_raft.apply_uploads import abort_upload, stage_segment
 from metadata_raft.commands import (
+    CLUSTER_VERSION_SUPPORTED,
     ENTRY_VERSION,
     REQUEST_LIFETIME_LIMIT_MS,
     AbortUpload,
@@ -46,6 +52,7 @@ from metadata_raft.commands import (
     AdvanceGeneration,
     BootstrapCluster,
     ChangeRing,
+    Command,
     CreateBucket,
     CreateJoinToken,
     CreateKey,
@@ -53,12 +60,17 @@ from metadata_raft.commands import (
     DeleteFile,
     Entry,
     Failure,
+    ForgetMember,
     Proposal,
     PutFile,
     ReclaimStep,
+    ReportSettled,
     Result,
+    ResumeCollection,
     RevokeKey,
+    SetClusterSettings,
     SetClusterVersion,
+    SetMemberIntent,
     SetMemberStage,
     StageSegment,
     UpdateBucket,
@@ -66,18 +78,17 @@ from metadata_raft.commands import (
     decode_command,
     decode_entry,
     encode,
+    required_version,
 )
 from metadata_raft.records import AppliedState
 from metadata_raft.request_results import RequestResults
+from metadata_raft.schema_versions import require_schema
 from metadata_raft.state_errors import StateCorruptError, UnknownVersionError
 from metadata_raft.wal import WalKeeper
 from metadata_raft.working_state import WorkingState
 
-SCHEMA_VERSION = 1
 CACHE_SIZE_KIB = 48 * 1024
 """The writer's page cache: memory stays the same however many files there are."""
-
-_SCHEMA_PATH = os.path.join(os.path.dirname(__file__), "schema.sql")
 
 _APPLY: dict[type, Callable[[WorkingState, Any], Result]] = {
     CreateBucket: create_bucket,
@@ -98,6 +109,11 @@ _APPLY: dict[type, Callable[[WorkingState, Any], Result]] = {
     AdvanceGeneration: advance_generation,
     ReclaimStep: reclaim_step,
     SetClusterVersion: set_cluster_version,
+    SetMemberIntent: set_member_intent,
+    ForgetMember: forget_member,
+    ReportSettled: report_settled,
+    SetClusterSettings: set_cluster_settings,
+    ResumeCollection: resume_collection,
 }
 
 _EXPIRED = encode(
@@ -233,17 +249,23 @@ class StateMachine:
             return encode(_invalid(f"The command can't be read: {error}"))
         idempotency = proposal.idempotency
         if idempotency is None:
-            return encode(_APPLY[type(command)](self._state, command))
+            return encode(self._applied(command))
         found = self._results.find_keyed(idempotency)
         if isinstance(found, bytes):
             return found
         if found is not None:
             return encode(found)
-        result = _APPLY[type(command)](self._state, command)
+        result = self._applied(command)
         answer = encode(result)
         if not isinstance(result, Failure):
             self._results.remember_keyed(idempotency, answer)
         return answer
+
+    def _applied(self, command: Command) -> Result:
+        required = required_version(command)
+        if self._state.cluster.cluster_version < required:
+            return version_too_old(required)
+        return _APPLY[type(command)](self._state, command)
 
     def _published(self) -> AppliedState:
         cluster = self._state.cluster
@@ -254,7 +276,19 @@ class StateMachine:
             generation=cluster.generation,
             epoch=cluster.epoch,
             members_version=cluster.members_version,
+            cluster_version=cluster.cluster_version,
+            collection_held=bool(cluster.collection_held),
+            settings=self._state.settings,
         )
+
+
+def version_too_old(required: int) -> Failure:
+    """The refusal of a command that not every member may be able to read yet."""
+    return Failure(
+        code="cluster_version_too_old",
+        detail=f"This needs cluster version {required}, which begins when all nodes support it.",
+        retryable=True,
+    )
 
 
 def _decode(entry: bytes) -> Entry | None:
@@ -292,21 +326,6 @@ def _invalid(detail: str) -> Failure:
     return Failure(code="invalid_command", detail=detail)
 
 
-def _require_schema(connection: sqlite3.Connection, path: str) -> None:
-    """Make the tables of an empty database; refuse those of newer software."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise UnknownVersionError(
-            f"the state {path} has schema version {version}, this software knows {SCHEMA_VERSION}"
-        )
-    if version == 0:
-        with open(_SCHEMA_PATH, encoding="utf-8") as file:
-            schema = file.read()
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-        )
-
-
 def _open(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
     try:
@@ -316,7 +335,7 @@ def _open(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA secure_delete = OFF")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA cache_size = -{CACHE_SIZE_KIB}")
-        _require_schema(connection, path)
+        require_schema(connection, path)
     except BaseException:
         connection.close()
         raise

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from metadata_raft.commands import ANONYMOUS, SYSTEM
+from metadata_raft.records import ClusterSettings
 from metadata_raft.state_errors import StateCorruptError
 
 CACHED_BUCKETS = 4096
@@ -40,6 +41,7 @@ class ClusterRow(msgspec.Struct, kw_only=True):
     next_segment_id: int
     next_reclaim_id: int
     idempotency_count: int
+    collection_held: int
 
 
 class BucketRow(msgspec.Struct, kw_only=True):
@@ -71,6 +73,11 @@ _UPDATE_BUCKET = (
 )
 
 
+def settings_from_rows(rows: Iterable[tuple[str, int]]) -> ClusterSettings:
+    """The settings of the cluster: the defaults, but for what rows of `settings` say."""
+    return ClusterSettings(**dict(rows))
+
+
 class WorkingState:
     """The state as the next command sees it; used by the raft thread only."""
 
@@ -84,6 +91,7 @@ class WorkingState:
             raise StateCorruptError("the state has no cluster row")
         self.cluster = ClusterRow(**dict(zip(_CLUSTER_COLUMNS, row, strict=True)))
         self.roles: dict[str, str] = dict(self.execute("SELECT key_id, role FROM keys").fetchall())
+        self.settings = settings_from_rows(self.execute("SELECT name, value FROM settings"))
         self._buckets: dict[str, BucketRow] = {}
         self._changed_buckets: dict[int, BucketRow] = {}
 

@@ -1,11 +1,11 @@
 """What the leader does for the whole cluster, one small step at a time.
 
-Three background jobs, run on every node, idle except on the leader: new members get their place in
-the ring once they count in Raft (rule M7's last step), and one that started with another zone or
-weight is placed anew; the generation advances, which garbage
-collection runs on (rule D4); and the queue of deleted things is worked off. Every step is a command
-that carries the expectation it was decided on, so that two nodes that both believe to lead can't
-do it twice.
+Background jobs, run on every node, idle except on the leader: the cluster version rises once all
+members support the next one; members get their place in the ring once they have caught up with the
+log, lose it when they are to drain, leave or be removed (rule M7), and are placed anew when they
+started with another zone or weight; the generation advances, which garbage collection runs on
+(rule D4); and the queue of deleted things is worked off. Every step is a command that carries the
+expectation it was decided on, so that two nodes that both believe to lead can't do it twice.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from metadata_raft.commands import (
+    CLUSTER_VERSION_SUPPORTED,
     AdvanceGeneration,
     ChangeRing,
     Command,
+    Done,
     Failure,
     Reclaimed,
     ReclaimStep,
     Result,
     RingChanged,
+    SetClusterVersion,
 )
 from metadata_raft.errors import MetadataError
-from metadata_raft.membership import voters_wanted
+from metadata_raft.membership import STAGE_LEAVING, voters_wanted
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from node.logs import event
 from ring.members import Membership
@@ -36,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 RING_INTERVAL_SECONDS = 0.25
 """How often the leader looks for members that belong in the ring: a join feels immediate."""
+
+VERSION_INTERVAL_SECONDS = 0.25
+"""How often the leader looks whether the cluster version can rise; a new cluster needs it soon."""
 
 RECLAIM_INTERVAL_SECONDS = 2.0
 """How often the leader looks whether something deleted is waiting."""
@@ -101,6 +107,36 @@ class RingWorker:
             )
             return RING_INTERVAL_SECONDS
         return RETRY_SECONDS
+
+
+class VersionWorker:
+    """Raises the cluster version as soon as every member's software supports it."""
+
+    def __init__(self, metadata: WorkedMetadata, leads: Callable[[], bool]) -> None:
+        self._metadata = metadata
+        self._leads = leads
+        self._seen: int | None = None
+
+    async def work(self) -> float:
+        applied = self._metadata.applied()
+        if (
+            not self._leads()
+            or applied.cluster_version >= CLUSTER_VERSION_SUPPORTED
+            or applied.members_version == self._seen
+        ):
+            return VERSION_INTERVAL_SECONDS
+        with self._metadata.snapshot() as snapshot:
+            members = snapshot.members()
+        supported = min((record.supported_version for record in members), default=0)
+        if supported <= applied.cluster_version:
+            self._seen = applied.members_version
+            return VERSION_INTERVAL_SECONDS
+        version = min(supported, CLUSTER_VERSION_SUPPORTED)
+        result = await _submitted(self._metadata, SetClusterVersion(version=version))
+        if not isinstance(result, Done):
+            return RETRY_SECONDS
+        event(logger, logging.INFO, "the cluster has a new version", version=version)
+        return VERSION_INTERVAL_SECONDS
 
 
 class GenerationWorker:
@@ -174,32 +210,31 @@ class ReclaimWorker:
 def ring_change(
     cluster: ClusterRecord, ring: Membership, members: Sequence[MemberRecord]
 ) -> ChangeRing | None:
-    """The next ring, if somebody belongs in it who is not, or one in it has moved.
+    """The next ring, if it is not as its members want it.
 
-    Who has caught up with the log belongs in it: a voter has; a learner has where no more voters
-    are wanted, so that it stays one. Moved is who has another zone or weight than in `ring`, the
-    current one.
+    Wanted in it is who is to stay and has caught up with the log: a voter has; a learner has where
+    no more voters are wanted, so that it stays one; who is in it already has. Members that moved to
+    another zone, or have another weight, are placed anew. Where somebody loses its place, what it
+    alone may have acknowledged is not to be referenced any more (rule D6): the floor rises.
     """
-    voters = sum(record.stage == "voter" for record in members)
-    enough = voters >= voters_wanted(len(members))
-    present = [record for record in members if record.in_ring]
-    new = [
-        record
-        for record in members
-        if not record.in_ring
-        and (record.stage == "voter" or (record.stage == "learner" and enough))
+    staying = [
+        record for record in members if record.intent == "stay" and record.stage != STAGE_LEAVING
     ]
+    following = sum(record.stage != STAGE_LEAVING for record in members)
+    enough = sum(record.stage == "voter" for record in members) >= voters_wanted(following)
+    wanted = {
+        record.member.node_id: (record.member.zone, record.member.weight)
+        for record in staying
+        if record.in_ring or record.stage == "voter" or (record.stage == "learner" and enough)
+    }
     placed = {member.node_id: (member.zone, member.weight) for member in ring.members}
-    moved = any(
-        (record.member.zone, record.member.weight) != placed.get(record.member.node_id)
-        for record in present
-    )
-    if cluster.epoch == 0 or not (new or moved):
+    if cluster.epoch == 0 or not wanted or wanted == placed:
         return None
     return ChangeRing(
         expected_epoch=cluster.epoch,
-        node_ids=tuple(sorted(record.member.node_id for record in [*present, *new])),
+        node_ids=tuple(sorted(wanted)),
         replicas=cluster.replicas,
+        raise_floor=not wanted.keys() >= placed.keys(),
     )
 
 

@@ -13,9 +13,16 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from gateway.authentication import NewApiKey, new_key
-from metadata_raft.commands import BootstrapCluster, Command, Failure, Result, UpdateMember
+from metadata_raft.commands import (
+    CLUSTER_VERSION_SUPPORTED,
+    BootstrapCluster,
+    Command,
+    Failure,
+    Result,
+    UpdateMember,
+)
 from metadata_raft.errors import MetadataError, RemovedError
-from metadata_raft.records import ClusterRecord, MemberRecord
+from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from node.data_directory import Identity
 from node.errors import MembershipError, NodeError
 from node.logs import event
@@ -26,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.2
 """Between two looks at what has changed; a step of joining takes about as long."""
+
+ANNOUNCE_AGAIN_SECONDS = 5.0
+"""Between two announcements while the cluster runs an older version than this node supports."""
 
 SILENCE_SECONDS = 10.0
 """After this long without a quorum the operator is told what the node is waiting for."""
@@ -45,6 +55,8 @@ class MembershipMetadata(Protocol):
     async def barrier(self, *, timeout_seconds: float = 1.0) -> int: ...
 
     def snapshot(self) -> AbstractContextManager[MembershipSnapshot]: ...
+
+    def applied(self) -> AppliedState: ...
 
     @property
     def is_removed(self) -> bool: ...
@@ -112,6 +124,7 @@ class OwnMembership:
                 member=self._member,
                 boot_counter=self._identity.boot_counter,
                 software_version=self._software_version,
+                supported_version=CLUSTER_VERSION_SUPPORTED,
             )
         )
         if not isinstance(result, Failure):
@@ -126,6 +139,16 @@ class OwnMembership:
             "it join again with an empty directory.",
             left=False,
         )
+
+    async def announce_until_upgraded(self) -> None:
+        """Announce again until the cluster runs the version this node supports.
+
+        A leader whose software was older at the first announcement has not recorded what it said.
+        Raises NodeError as `announce` does.
+        """
+        while self._metadata.applied().cluster_version < CLUSTER_VERSION_SUPPORTED:
+            await asyncio.sleep(ANNOUNCE_AGAIN_SECONDS)
+            await self.announce()
 
     async def watch(self) -> None:
         """Tell each step of the way into the ring; returns when the node is in it."""
@@ -177,6 +200,7 @@ _STEPS = {
     "joining": "Joining: admitted, waiting for the leader.",
     "learner": "Joining: learner, catching up with the log.",
     "voter": "Joining: voter, waiting for a place in the ring.",
+    "leaving": "Leaving: this node is being removed from the cluster.",
 }
 
 

@@ -31,7 +31,7 @@ from metadata_raft.settings import RaftSettings
 from node import encryption, process
 from node.cluster_gateway import ClusterGateway
 from node.cluster_view import ReplicatedLiveChunks, ReplicatedView
-from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker
+from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker, VersionWorker
 from node.control import ControlServer
 from node.data_directory import DataDirectory, Identity
 from node.data_plane import DataPlane
@@ -129,6 +129,7 @@ class Node:
         await self._become_member()
         self._unready = None
         self._spawn(self._watch_removal())
+        self._spawn(self._upgrade())
         self._spawn(self._learn_touches())
 
     async def run(self) -> None:
@@ -285,6 +286,7 @@ class Node:
     def _leader_jobs(self) -> dict[str, Job]:
         metadata, settings = self._metadata, self._settings
         return {
+            "version": VersionWorker(metadata, self._leads),
             "ring": RingWorker(metadata, self._leads),
             "generation": GenerationWorker(
                 metadata, self._leads, settings.generation_interval_seconds
@@ -323,6 +325,12 @@ class Node:
             if self._metadata.is_removed:
                 self._finish(removed(self._identity))
                 return
+
+    async def _upgrade(self) -> None:
+        try:
+            await self._membership.announce_until_upgraded()
+        except NodeError as error:
+            self._finish(error)
 
     async def _learn_touches(self) -> None:
         """Deletions wait for this, so it may take its time (rule D4)."""

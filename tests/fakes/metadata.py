@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from metadata_raft.commands import (
+    CLUSTER_VERSION_SUPPORTED,
     ENTRY_VERSION,
     BootstrapCluster,
     Command,
@@ -21,6 +22,7 @@ from metadata_raft.commands import (
     IdempotencyKey,
     Proposal,
     Result,
+    SetClusterVersion,
     decode_result,
     encode,
 )
@@ -64,7 +66,8 @@ class FakeMetadata:
     async def bootstrap(
         self, *, open_bucket: str | None = None, admin_secret_hash: bytes = ADMIN_SECRET_HASH
     ) -> None:
-        """Make it a cluster of one with the admin key `ADMIN_KEY_ID`, in ring epoch 1."""
+        """Make it a cluster of one with the admin key `ADMIN_KEY_ID`, in ring epoch 1, of the
+        newest cluster version."""
         result = await self.submit(
             BootstrapCluster(
                 cluster_id="00000000-0000-4000-8000-00000000c1d0",
@@ -76,6 +79,7 @@ class FakeMetadata:
             )
         )
         assert isinstance(result, Done), result
+        await self.submit(SetClusterVersion(version=CLUSTER_VERSION_SUPPORTED))
 
     def advance_time(self, milliseconds: int) -> None:
         self.time_ms += milliseconds

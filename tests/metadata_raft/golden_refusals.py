@@ -15,9 +15,14 @@ from metadata_raft.commands import (
     CreateKey,
     DeleteBucket,
     DeleteFile,
+    ForgetMember,
     Preconditions,
+    ReportSettled,
+    ResumeCollection,
     RevokeKey,
+    SetClusterSettings,
     SetClusterVersion,
+    SetMemberIntent,
     SetMemberStage,
     UpdateBucket,
     UpdateMember,
@@ -262,6 +267,75 @@ GOLDEN: dict[str, tuple[Command, str, str]] = {
         "stale_expectation",
         "Node 00000000-0000-4000-8000-000000000001 is voter, not learner.",
     ),
+    "intent by a writer": (
+        SetMemberIntent(node_id=make_member(1).node_id, actor="writer", intent="drain"),
+        "forbidden",
+        "Only an admin key may change members.",
+    ),
+    "no intent": (
+        SetMemberIntent(node_id=make_member(1).node_id, actor=ADMIN, intent="rest"),
+        "invalid_command",
+        "'rest' is nothing that can be wanted of a member.",
+    ),
+    "intent for no member": (
+        SetMemberIntent(node_id="n", actor=ADMIN, intent="drain"),
+        "no_such_member",
+        "There is no member 'n'.",
+    ),
+    "another intent": (
+        SetMemberIntent(
+            node_id=make_member(1).node_id, actor=ADMIN, intent="leave", expected_intent="drain"
+        ),
+        "stale_expectation",
+        "Node 00000000-0000-4000-8000-000000000001 is to stay, not to drain.",
+    ),
+    "the last one leaves": (
+        SetMemberIntent(
+            node_id=make_member(1).node_id, actor=ADMIN, intent="leave", reduce_copies=True
+        ),
+        "too_few_nodes",
+        "No node would be left to hold chunks.",
+    ),
+    "leaving that stays": (
+        SetMemberStage(node_id=make_member(1).node_id, stage="leaving", expected_stage="voter"),
+        "stale_expectation",
+        "Node 00000000-0000-4000-8000-000000000001 is to stay.",
+    ),
+    "forget no member": (
+        ForgetMember(node_id="n"),
+        "no_such_member",
+        "There is no member 'n'.",
+    ),
+    "forget a voter": (
+        ForgetMember(node_id=make_member(1).node_id),
+        "stale_expectation",
+        "Node 00000000-0000-4000-8000-000000000001 is voter, not leaving.",
+    ),
+    "settled in no epoch": (
+        ReportSettled(node_id=make_member(1).node_id, epoch=2),
+        "invalid_command",
+        "The ring is in epoch 1, not yet in 2.",
+    ),
+    "settled by no member": (
+        ReportSettled(node_id="n", epoch=1),
+        "no_such_member",
+        "There is no member 'n'.",
+    ),
+    "settings by a writer": (
+        SetClusterSettings(actor="writer", settings={"repair_bytes_per_second": 1}),
+        "forbidden",
+        "Only an admin key may change settings.",
+    ),
+    "no setting": (
+        SetClusterSettings(actor=ADMIN, settings={"repair_bytes_per_second": 1, "speed": 1}),
+        "invalid_command",
+        "'speed' is no setting.",
+    ),
+    "resume by a writer": (
+        ResumeCollection(actor="writer"),
+        "forbidden",
+        "Only an admin key may resume collection.",
+    ),
     "another epoch": (
         ChangeRing(expected_epoch=2, node_ids=(make_member(1).node_id,)),
         "stale_expectation",
@@ -296,6 +370,6 @@ GOLDEN: dict[str, tuple[Command, str, str]] = {
     "version back": (
         SetClusterVersion(version=0),
         "stale_expectation",
-        "The cluster version is 1 already.",
+        "The cluster version is 2 already.",
     ),
 }

@@ -11,6 +11,7 @@ import msgspec
 
 from metadata_raft.chunk_references import pack
 from metadata_raft.commands import (
+    CLUSTER_VERSION_SUPPORTED,
     ENTRY_VERSION,
     AdvanceGeneration,
     BootstrapCluster,
@@ -23,6 +24,7 @@ from metadata_raft.commands import (
     PutFile,
     ReclaimStep,
     Result,
+    SetClusterVersion,
     StageSegment,
     decode_result,
     encode,
@@ -133,6 +135,7 @@ class Replica:
             )
         )
         assert isinstance(result, Done)
+        self.do(SetClusterVersion(version=CLUSTER_VERSION_SUPPORTED))
         return self
 
     def propose(

@@ -14,7 +14,6 @@ from metadata_raft.chunk_references import unpack
 from metadata_raft.commands import (
     AbortUpload,
     AdvanceGeneration,
-    ChangeRing,
     Command,
     CreateBucket,
     DeleteBucket,
@@ -24,6 +23,8 @@ from metadata_raft.commands import (
     StageSegment,
     UpdateBucket,
 )
+from tests.fakes.metadata import make_member
+from tests.metadata_raft.member_model import MemberModel
 
 DAY_MS = 24 * 3_600_000
 
@@ -56,14 +57,16 @@ class Model:
     """One admin's cluster; permissions are for other tests."""
 
     generation: int = 0
-    epoch: int = 1
-    epoch_floor: int = 0
+    cluster: MemberModel = field(default_factory=lambda: MemberModel(make_member(1).node_id))
     buckets: dict[str, ModelBucket] = field(default_factory=dict)
     uploads: dict[bytes, ModelUpload] = field(default_factory=dict)
     buckets_made: int = 0
 
     def apply(self, command: Command, time_ms: int) -> str:
         """Carry out a command and say what comes of it."""
+        done = self.cluster.apply(command)
+        if done is not None:
+            return done
         match command:
             case CreateBucket():
                 if command.name in self.buckets:
@@ -107,13 +110,6 @@ class Model:
                     return "stale_expectation"
                 self.generation += 1
                 return "advanced"
-            case ChangeRing():
-                if command.expected_epoch != self.epoch:
-                    return "stale_expectation"
-                self.epoch += 1
-                if command.raise_floor:
-                    self.epoch_floor = self.epoch
-                return "ring"
             case ReclaimStep():
                 # Steps are bounded; that uploads expire in them is checked when all is drained.
                 return "reclaimed"
@@ -141,7 +137,7 @@ class Model:
         return dict(Counter(chunk_id for chunks in segments for chunk_id, _ in unpack(chunks)))
 
     def _restage(self, generation: int, oldest_epoch: int) -> bool:
-        return self.generation > generation + 1 or oldest_epoch < self.epoch_floor
+        return self.generation > generation + 1 or oldest_epoch < self.cluster.epoch_floor
 
     def _put(self, command: PutFile) -> str:
         bucket = self.buckets.get(command.bucket)

@@ -16,28 +16,38 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from metadata_raft.commands import (
+    CLUSTER_VERSION_SUPPORTED,
     AbortUpload,
+    AdmitMember,
     Advanced,
     AdvanceGeneration,
     BucketDone,
     ChangeRing,
     Command,
     CreateBucket,
+    CreateJoinToken,
     DeleteBucket,
     DeleteFile,
     Done,
     Failure,
     FileDeleted,
     FilePut,
+    ForgetMember,
     Preconditions,
     Proposal,
     Reclaimed,
+    ReportSettled,
     Result,
+    ResumeCollection,
     RingChanged,
+    SetClusterSettings,
+    SetMemberIntent,
+    SetMemberStage,
     UpdateBucket,
 )
 from metadata_raft.digests import state_digest
 from metadata_raft.queries import Snapshot
+from metadata_raft.records import ClusterSettings
 from metadata_raft.state_machine import StateMachine
 from tests.fakes.metadata import make_member
 from tests.metadata_raft.replica import (
@@ -55,6 +65,8 @@ BUCKETS = st.sampled_from(["default", "photos", "music"])
 PATHS = st.sampled_from(["a", "a/b", "a/c", "b", "é/😀"])
 NUMBERS = st.lists(st.integers(0, 5), min_size=1, max_size=4)
 CONTENTS = st.sampled_from([b"", b"x", b"hello"])
+NODES = st.integers(1, 5)
+INTENTS = st.sampled_from(["stay", "drain", "leave", "remove"])
 UPLOADS = st.integers(1, 2)
 ETAGS = st.sampled_from(["*", "e-", "e-78", "e-1", "e-none"])
 PRECONDITIONS = st.one_of(
@@ -108,6 +120,7 @@ class Replicas(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.settle()
         self.compare_with_model()
+        self.compare_members_with_model()
         self.moving.close()
         self.steady.close()
         shutil.rmtree(self.directory)
@@ -137,7 +150,7 @@ class Replicas(RuleBasedStateMachine):
             *numbers,
             preconditions=conditions,
             generation=max(0, self.model.generation - age),
-            oldest_epoch=max(1, self.model.epoch - age // 2),
+            oldest_epoch=max(1, self.model.cluster.epoch - age // 2),
         )
         self.gather(command)
 
@@ -155,7 +168,7 @@ class Replicas(RuleBasedStateMachine):
             ordinal,
             numbers,
             generation=self.model.generation,
-            oldest_epoch=self.model.epoch,
+            oldest_epoch=self.model.cluster.epoch,
         )
         self.gather(command)
         self.end_entry()
@@ -195,12 +208,81 @@ class Replicas(RuleBasedStateMachine):
     def advance_generation(self, late: int) -> None:
         self.gather(AdvanceGeneration(expected=max(0, self.model.generation - late)))
 
-    @rule(raise_floor=st.booleans())
-    def change_ring(self, raise_floor: bool) -> None:
-        node_ids = (make_member(1).node_id,)
+    # Members come and go; the ring is whatever it is told to be.
+
+    @rule(
+        numbers=st.lists(NODES, min_size=1, max_size=5, unique=True),
+        raise_floor=st.booleans(),
+    )
+    def change_ring(self, numbers: list[int], raise_floor: bool) -> None:
+        node_ids = [make_member(number).node_id for number in numbers]
+        known = tuple(each for each in node_ids if each in self.model.cluster.members)
         self.gather(
-            ChangeRing(expected_epoch=self.model.epoch, node_ids=node_ids, raise_floor=raise_floor)
+            ChangeRing(
+                expected_epoch=self.model.cluster.epoch,
+                node_ids=known or tuple(node_ids),
+                raise_floor=raise_floor,
+            )
         )
+        self.end_entry()
+
+    @rule(number=NODES, token=st.integers(1, 8), made=st.booleans())
+    def admit(self, number: int, token: int, made: bool) -> None:
+        token_id = f"t{token}"
+        if made:
+            self.gather(CreateJoinToken(token_id=token_id, secret_hash=bytes(32), actor=ADMIN))
+        member = make_member(number)
+        self.gather(AdmitMember(token_id=token_id, secret_hash=bytes(32), member=member))
+
+    @rule(number=NODES, stage=st.sampled_from(["learner", "voter", "leaving"]), right=st.booleans())
+    def set_member_stage(self, number: int, stage: str, right: bool) -> None:
+        node_id = make_member(number).node_id
+        known = self.model.cluster.members.get(node_id)
+        expected = known.stage if known and right else "joining"
+        self.gather(SetMemberStage(node_id=node_id, stage=stage, expected_stage=expected))
+
+    @rule(number=NODES, intent=INTENTS, expected=st.none() | INTENTS, reduce=st.booleans())
+    def set_member_intent(
+        self, number: int, intent: str, expected: str | None, reduce: bool
+    ) -> None:
+        node_id = make_member(number).node_id
+        self.gather(
+            SetMemberIntent(
+                node_id=node_id,
+                actor=ADMIN,
+                intent=intent,
+                expected_intent=expected,
+                reduce_copies=reduce,
+            )
+        )
+
+    @rule(number=NODES)
+    def remove_member(self, number: int) -> None:
+        """What the leader does for a removed node, in one go."""
+        node_id = make_member(number).node_id
+        known = self.model.cluster.members.get(node_id)
+        self.gather(SetMemberIntent(node_id=node_id, actor=ADMIN, intent="remove"))
+        stage = known.stage if known else "voter"
+        self.gather(SetMemberStage(node_id=node_id, stage="leaving", expected_stage=stage))
+        self.gather(ForgetMember(node_id=node_id))
+
+    @rule(number=NODES, back=st.sampled_from([0, 0, 0, 1, -1]))
+    def report_settled(self, number: int, back: int) -> None:
+        epoch = max(0, self.model.cluster.epoch - back)
+        self.gather(ReportSettled(node_id=make_member(number).node_id, epoch=epoch))
+
+    @rule()
+    def settle_ring(self) -> None:
+        for node_id in sorted(self.model.cluster.ring):
+            self.gather(ReportSettled(node_id=node_id, epoch=self.model.cluster.epoch))
+
+    @rule(
+        rate=st.none() | st.integers(0, 3),
+        name=st.sampled_from(["repair_bytes_per_second", "scrub_interval_seconds"]),
+    )
+    def set_settings(self, name: str, rate: int | None) -> None:
+        self.gather(SetClusterSettings(actor=ADMIN, settings={name: rate}))
+        self.gather(ResumeCollection(actor=ADMIN))
 
     @rule(row_limit=st.integers(1, 12))
     def reclaim(self, row_limit: int) -> None:
@@ -315,6 +397,31 @@ class Replicas(RuleBasedStateMachine):
         self.catch_up(count=len(self.steady.log), flush=True)
         assert tables_of(self.moving_path) == tables_of(self.steady.path)
         assert state_digest(self.moving_path) == state_digest(self.steady.path)
+
+    @rule()
+    def compare_members_with_model(self) -> None:
+        """Readers see exactly the model's members, epochs and settings."""
+        self.end_entry()
+        modelled = self.model.cluster
+        with self.steady.snapshot() as snapshot:
+            members = {each.member.node_id: each for each in snapshot.members()}
+            assert {
+                node_id: (each.stage, each.intent, each.settled_epoch, each.in_ring)
+                for node_id, each in members.items()
+            } == {
+                node_id: (each.stage, each.intent, each.settled, node_id in modelled.ring)
+                for node_id, each in modelled.members.items()
+            }
+            assert [
+                (epoch.epoch, {member.node_id for member in epoch.members})
+                for epoch in snapshot.epochs()
+            ] == sorted(((epoch, set(ids)) for epoch, ids in modelled.epochs.items()), reverse=True)
+            cluster = snapshot.cluster()
+            assert cluster.settings == ClusterSettings(**modelled.settings)
+            assert all(snapshot.departed(node_id) for node_id in modelled.departed)
+        applied = self.steady.machine.applied
+        assert applied.settings == cluster.settings
+        assert applied.cluster_version == cluster.cluster_version == CLUSTER_VERSION_SUPPORTED
 
     @rule()
     def compare_with_model(self) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from metadata_raft.apply_housekeeping import CLUSTER_VERSION_SUPPORTED
 from metadata_raft.commands import (
+    CLUSTER_VERSION_SUPPORTED,
     AdvanceGeneration,
     SetClusterVersion,
 )
@@ -175,16 +175,16 @@ def test_a_foreign_or_damaged_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateCorruptError, match=r"text\.db"):
         StateMachine(str(tmp_path / "text.db"))
     connection = sqlite3.connect(tmp_path / "newer.db")
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(UnknownVersionError, match="schema version 2"):
+    with pytest.raises(UnknownVersionError, match="schema version 3"):
         StateMachine(str(tmp_path / "newer.db"))
     Replica(str(tmp_path / "followed.db")).close()
     connection = sqlite3.connect(tmp_path / "followed.db")
-    connection.execute("UPDATE cluster SET cluster_version = 2")
+    connection.execute("UPDATE cluster SET cluster_version = 3")
     connection.commit()
     connection.close()
-    with pytest.raises(UnknownVersionError, match="cluster version 2"):
+    with pytest.raises(UnknownVersionError, match="cluster version 3"):
         StateMachine(str(tmp_path / "followed.db"))
     assert issubclass(StateCorruptError, FatalRaftError)
     assert issubclass(UnknownVersionError, FatalRaftError)

@@ -32,6 +32,7 @@ TEXTS = [
         "y" * 2000,
     ),
     *(ADMIN, "system", "admin", "writer", "joining", "learner", "voter", "public-read"),
+    *("leaving", "stay", "drain", "leave", "remove", "repair_bytes_per_second"),
     make_member(1).node_id,
     make_member(2).node_id,
 ]
@@ -73,7 +74,10 @@ def make(kind: msgspec.inspect.Type, choose: random.Random) -> Any:
         case msgspec.inspect.VarTupleType():
             return [make(kind.item_type, choose) for _ in range(choose.randrange(4))]
         case msgspec.inspect.DictType():
-            return {choose.choice(TEXTS): choose.choice(TEXTS) for _ in range(choose.randrange(3))}
+            return {
+                choose.choice(TEXTS): make(kind.value_type, choose)
+                for _ in range(choose.randrange(3))
+            }
         case _:
             return None
 

@@ -14,26 +14,43 @@ from metadata_raft.commands import (
     AdvanceGeneration,
     ChangeRing,
     Command,
+    Done,
     Failure,
     Reclaimed,
     ReclaimStep,
     Result,
     RingChanged,
+    SetClusterVersion,
 )
 from metadata_raft.errors import NoQuorumError
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from node import cluster_worker
-from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker, ring_change
+from node.cluster_worker import (
+    GenerationWorker,
+    ReclaimWorker,
+    RingWorker,
+    VersionWorker,
+    ring_change,
+)
 from ring.members import Member, Membership
 
 
-def record(name: str, stage: str = "voter", *, in_ring: bool = True) -> MemberRecord:
+def record(
+    name: str,
+    stage: str = "voter",
+    *,
+    in_ring: bool = True,
+    intent: str = "stay",
+    supported_version: int = 2,
+) -> MemberRecord:
     return MemberRecord(
         member=Member(node_id=name, peer_address="", raft_address="", client_url=""),
         stage=stage,
         in_ring=in_ring,
         boot_counter=1,
         software_version="",
+        intent=intent,
+        supported_version=supported_version,
     )
 
 
@@ -61,6 +78,7 @@ class FakeMetadata:
         self.submitted: list[Command] = []
         self.answers: list[Result | Exception] = []
         self.index = self.generation = self.members_version = 1
+        self.cluster_version = 1
 
     async def submit(self, command: Command, *, timeout_seconds: float = 10.0) -> Result:
         self.submitted.append(command)
@@ -95,6 +113,7 @@ class FakeMetadata:
             generation=self.generation,
             epoch=4,
             members_version=self.members_version,
+            cluster_version=self.cluster_version,
         )
 
 
@@ -146,6 +165,82 @@ def test_a_member_with_another_zone_or_weight_is_placed_anew(change: dict[str, A
         expected_epoch=4, node_ids=("a", "b"), replicas=3
     )
     assert change_of(after) is None
+
+
+@pytest.mark.parametrize("intent", ["drain", "leave", "remove"])
+def test_who_is_not_to_stay_loses_its_place_behind_a_fence(intent: str) -> None:
+    """What it alone may have acknowledged can't be referenced any more (rule D6)."""
+    members = [record("a"), record("b"), record("c", intent=intent)]
+    assert change_of(members) == ChangeRing(
+        expected_epoch=4, node_ids=("a", "b"), replicas=3, raise_floor=True
+    )
+    out = [record("a"), record("b"), record("c", intent=intent, in_ring=False)]
+    assert change_of(out) is None
+
+
+def test_a_member_that_leaves_for_good_gets_no_place_again() -> None:
+    """Not even where somebody changed their mind in the last moment."""
+    members = [record("a"), record("b"), record("c", "leaving")]
+    change = change_of(members)
+    assert change is not None
+    assert change.node_ids == ("a", "b")
+
+
+def test_a_drained_member_gets_its_place_back() -> None:
+    """As soon as it is to stay; nobody loses a place then, so no fence is needed."""
+    members = [record("a"), record("b"), record("c", in_ring=False)]
+    assert change_of(members) == ChangeRing(
+        expected_epoch=4, node_ids=("a", "b", "c"), replicas=3, raise_floor=False
+    )
+
+
+def test_a_demoted_voter_keeps_its_place() -> None:
+    """It is down for minutes; what it holds is not lost, and the ring does not move for that."""
+    assert change_of([record("a"), record("b"), record("c", "learner")]) is None
+
+
+def test_comings_and_goings_make_one_change() -> None:
+    """Two have joined and one leaves: one epoch, one move of the data."""
+    members = [
+        record("a"),
+        record("b"),
+        record("c", intent="leave"),
+        record("d", in_ring=False),
+        record("e", "learner", in_ring=False),
+    ]
+    change = change_of(members)
+    assert change is not None
+    assert change.node_ids == ("a", "b", "d")
+    members[4] = record("e", in_ring=False)
+    change = change_of(members)
+    assert change is not None
+    assert (change.node_ids, change.raise_floor) == (("a", "b", "d", "e"), True)
+
+
+def test_the_last_one_keeps_its_place() -> None:
+    """A ring without members would lose everything."""
+    assert change_of([record("a", intent="remove")]) is None
+
+
+async def test_the_version_rises_when_all_support_it() -> None:
+    """Not before the last one; then once, and only by the leader."""
+    metadata, leading = FakeMetadata([record("a"), record("b", supported_version=1)]), [False]
+    worker = VersionWorker(metadata, lambda: leading[0])
+    await worker.work()
+    leading[0] = True
+    await worker.work()
+    assert metadata.submitted == []
+    metadata.records = [record("a"), record("b", supported_version=3)]
+    await worker.work()
+    assert metadata.submitted == [], "looked at again only when members changed"
+    metadata.members_version += 1
+    metadata.answers = [NoQuorumError("none"), Done()]
+    assert await worker.work() == cluster_worker.RETRY_SECONDS
+    await worker.work()
+    assert metadata.submitted == [SetClusterVersion(version=2)] * 2
+    metadata.cluster_version = 2
+    await worker.work()
+    assert len(metadata.submitted) == 2
 
 
 async def test_only_the_leader_changes_the_ring() -> None:
