@@ -18,6 +18,7 @@ from node.machine import MachineGauge
 from node.peer_probe import PeerProbe, Probed
 from node.ports import sentence
 from node.settings import Settings
+from ring.anti_entropy import AntiEntropy
 from ring.buffers import BufferPool
 from ring.chunk_store import DiskChunkStore
 from ring.collector import Collector
@@ -69,7 +70,7 @@ class DataPlane:
             workers=workers,
             pool=self.pool,
             on_failure=on_failure,
-            on_damage=lambda chunk_id: self._repairer.note_lacking(chunk_id, self._node_id),
+            on_damage=lambda chunk_id: self._note_lacking(chunk_id, self._node_id),
         )
         self._client = PeerClient(
             identity, pool=self.pool, tls=encryption.client if encryption else None
@@ -101,6 +102,18 @@ class DataPlane:
             client=self._client,
             fetcher=self._fetcher,
             workers=workers,
+        )
+        self._anti_entropy = AntiEntropy(
+            identity.node_id,
+            store=self._store,
+            view=view,
+            live=live,
+            rings=self._rings,
+            client=self._client,
+            workers=workers,
+            note_lacking=self._repairer.note_lacking,
+            reachable=self._reachable,
+            settled=lambda: self._repairer.status().settled,
         )
         self._collector = Collector(store=self._store, view=view, live=live, workers=workers)
         self._probe = PeerProbe(self._client, identity.node_id, members)
@@ -146,6 +159,7 @@ class DataPlane:
         """Start the background jobs: the ring's own, and those given by name."""
         own: dict[str, Job] = {
             "repair": self._repairer,
+            "anti-entropy": self._anti_entropy,
             "collector": self._collector,
             "peer probe": self._probe,
             "machine": self._machine,
@@ -200,6 +214,7 @@ class DataPlane:
         Each figure has its sentence in `node/metrics.py: FIGURES`; a test holds that.
         """
         store, repair = self._store.statistics(), self._repairer.status()
+        entropy = self._anti_entropy.status()
         return {
             "chunks": store.chunks,
             "chunks_plain_bytes": store.plain_bytes,
@@ -216,7 +231,18 @@ class DataPlane:
             "collected_chunks": self._collector.chunks_collected,
             "jobs_failing": sum(job.statistics().last_error is not None for job in self._jobs),
             **self._machine.figures(),
+            "anti_entropy_age_seconds": round(entropy.age_seconds, 1),
+            "anti_entropy_differing_partitions": entropy.partitions_differing,
+            "anti_entropy_exchanged_bytes": entropy.bytes_exchanged,
+            "anti_entropy_lacking_chunks": entropy.chunks_lacking,
+            "anti_entropy_repaired_digests": entropy.digests_repaired,
         }
 
     def _note_lacking(self, chunk_id: bytes, node_id: NodeId) -> None:
         self._repairer.note_lacking(chunk_id, node_id)
+        # What happened to one copy may have happened to others.
+        self._anti_entropy.run_soon()
+
+    def _reachable(self, node_id: NodeId) -> bool | None:
+        probed = self._probe.probed(node_id)
+        return None if probed is None else probed.reachable

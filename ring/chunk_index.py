@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from ring.digests import partition_range
 from ring.errors import IndexDamagedError, StoreFullError
 from ring.interfaces import CHUNK_ID_SIZE, Codec, PartitionDigest
 from ring.members import PARTITION_COUNT
@@ -31,6 +32,8 @@ _ROWS_PER_STATEMENT = (64, 8, 1)
 and getting it back from a busy event loop can take milliseconds."""
 
 _IDS_PER_QUERY = 256
+
+_PAST_ALL_IDS = b"\xff" * (CHUNK_ID_SIZE + 1)
 
 _SCHEMA = """
 CREATE TABLE meta (
@@ -209,14 +212,17 @@ class ChunkIndex:
                 found[values[0]] = _row(values)
         return found
 
-    def ids(self, after: bytes, limit: int) -> list[bytes]:
-        """Return up to `limit` ids of healthy chunks greater than `after`, in order."""
+    def ids(self, after: bytes, limit: int, *, below: bytes | None = None) -> list[bytes]:
+        """Return up to `limit` ids of healthy chunks greater than `after`, in order.
+
+        With `below`, only ids smaller than that.
+        """
         return [
             chunk_id
             for (chunk_id,) in self._reader().execute(
-                "SELECT chunk_id FROM chunks WHERE chunk_id > ? AND NOT quarantined"
-                " ORDER BY chunk_id LIMIT ?",
-                (after, limit),
+                "SELECT chunk_id FROM chunks WHERE chunk_id > ? AND chunk_id < ?"
+                " AND NOT quarantined ORDER BY chunk_id LIMIT ?",
+                (after, _PAST_ALL_IDS if below is None else below, limit),
             )
         ]
 
@@ -254,6 +260,41 @@ class ChunkIndex:
             for count, digest in list(self._partitions)
         ]
 
+    def is_digest_exact(self, partition: int) -> bool:
+        """Whether a partition's digest is what its rows amount to; any thread, no lock.
+
+        False may also mean that the digest was changing at that moment: `recount` is sure.
+        """
+        cached = self._partitions[partition]
+        connection = self._reader()
+        # Both in one snapshot: they change in one transaction.
+        connection.execute("BEGIN")
+        try:
+            counted, stored = self._recounted(connection, partition)
+        finally:
+            connection.execute("COMMIT")
+        return counted == stored == cached
+
+    @staticmethod
+    def _recounted(
+        connection: sqlite3.Connection, partition: int
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (count, digest) of a partition as its rows have it, and as it is stored."""
+        after, below = partition_range(partition)
+        count = digest = 0
+        for (chunk_id,) in connection.execute(
+            "SELECT chunk_id FROM chunks WHERE chunk_id > ? AND chunk_id < ? AND NOT quarantined",
+            (after, _PAST_ALL_IDS if below is None else below),
+        ):
+            count += 1
+            digest ^= int.from_bytes(chunk_id, "big")
+        stored = (0, 0)
+        for known, mixed in connection.execute(
+            "SELECT chunks, digest FROM partitions WHERE partition = ?", (partition,)
+        ):
+            stored = (known, int.from_bytes(mixed, "big"))
+        return (count, digest), stored
+
     def totals(self) -> IndexTotals:
         return self._totals
 
@@ -284,6 +325,22 @@ class ChunkIndex:
         self._totals = totals
         for number, value in partitions.items():
             self._partitions[number] = value
+
+    def recount(self, partition: int) -> bool:
+        """Put a partition's digest right; returns whether it was wrong. Writer thread.
+
+        Raises IndexDamagedError or StoreFullError.
+        """
+        with _translated(self._path):
+            counted, stored = self._recounted(self._writer, partition)
+            if counted == stored == self._partitions[partition]:
+                return False
+            count, digest = counted
+            self._insert(
+                "partitions", 3, [(partition, count, digest.to_bytes(CHUNK_ID_SIZE, "big"))]
+            )
+        self._partitions[partition] = counted
+        return True
 
     def _write(
         self, change: IndexChange, totals: IndexTotals, partitions: dict[int, tuple[int, int]]

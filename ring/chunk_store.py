@@ -319,9 +319,9 @@ class DiskChunkStore:
         """See `ChunkStore.wait_indexed`."""
         await self._writer.update_index()
 
-    def ids(self, after: bytes, limit: int) -> list[bytes]:
+    def ids(self, after: bytes, limit: int, *, below: bytes | None = None) -> list[bytes]:
         """See `ChunkStore.ids`."""
-        return self._index.ids(after, limit)
+        return self._index.ids(after, limit, below=below)
 
     def quarantined(self, limit: int) -> list[bytes]:
         """See `ChunkStore.quarantined`."""
@@ -330,6 +330,12 @@ class DiskChunkStore:
     def partition_digests(self) -> list[PartitionDigest]:
         """See `ChunkStore.partition_digests`."""
         return self._index.partition_digests()
+
+    async def recount(self, partition: int) -> bool:
+        """See `ChunkStore.recount`."""
+        # The writer thread is asked only where a look without it found something.
+        exact = await self._in_worker(partial(self._index.is_digest_exact, partition))
+        return not exact and await self._writer.recount(partition)
 
     def statistics(self) -> StoreStatistics:
         """See `ChunkStore.statistics`."""

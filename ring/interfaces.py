@@ -203,14 +203,24 @@ class ChunkStore(Protocol):
         They follow the acknowledgements within milliseconds, and mostly need not be waited for.
         """
 
-    def ids(self, after: bytes, limit: int) -> list[bytes]:
-        """Return up to `limit` ids of healthy chunks greater than `after`, in order. Any thread."""
+    def ids(self, after: bytes, limit: int, *, below: bytes | None = None) -> list[bytes]:
+        """Return up to `limit` ids of healthy chunks greater than `after`, in order. Any thread.
+
+        With `below`, only ids smaller than that.
+        """
 
     def quarantined(self, limit: int) -> list[bytes]:
         """Return up to `limit` ids of quarantined chunks, in order. Any thread."""
 
     def partition_digests(self) -> list[PartitionDigest]:
         """Return the digests of all 4,096 partitions. Any thread."""
+
+    async def recount(self, partition: int) -> bool:
+        """Compute a partition's digest anew from its rows, and put it right where it was wrong.
+
+        Returns whether it was. Digests follow every change of the rows, so only damage to the
+        index or a defect makes one wrong; then it is logged as an error.
+        """
 
     def statistics(self) -> StoreStatistics: ...
 

@@ -15,6 +15,7 @@ import msgspec
 from blake3 import blake3
 
 from ring.buffers import BufferPool, Lease
+from ring.digests import FINGERPRINT_SIZE, SLICE_COUNT
 from ring.errors import PeerUnreachableError
 from ring.identity import ClusterIdentity
 from ring.interfaces import CHUNK_SIZE_LIMIT, Codec, Encoded, PutOutcome
@@ -24,6 +25,7 @@ from ring.peer_transport import READ_SECONDS, WRITE_SECONDS, PeerTransport, tran
 from ring.peer_wire import (
     CODEC_HEADER,
     DIGEST_HEADER,
+    IDS_LIMIT,
     PLAIN_LENGTH_HEADER,
     PREFIX,
     SMALL_PUT_LIMIT,
@@ -34,9 +36,12 @@ from ring.peer_wire import (
     SmallPut,
     chunk_path,
     decode_ids,
+    digests_path,
     encode_ids,
     ids_path,
+    partition_ids_path,
     range_path,
+    slice_digests_path,
     touch_path,
 )
 from ring.put_batches import PutBatches
@@ -65,6 +70,7 @@ class PeerClient:
     def __init__(
         self, identity: ClusterIdentity, *, pool: BufferPool, tls: ssl.SSLContext | None
     ) -> None:
+        self._node_id = identity.node_id
         self._pool = pool
         self._transport = PeerTransport(identity, tls=tls)
         self._batches = PutBatches(self._put_several)
@@ -158,6 +164,34 @@ class PeerClient:
         path = ids_path(after, limit)
         async with self._transport.request(member, "GET", path, seconds=READ_SECONDS) as response:
             return decode_ids(await response.read(), limit)
+
+    async def digests(self, member: Member, epoch: int, count: int) -> bytes:
+        """The fingerprints of the `count` partitions that the peer and this node own."""
+        path = digests_path(epoch, self._node_id)
+        return await self._fingerprints(member, path, count)
+
+    async def slice_digests(self, member: Member, epoch: int, partition: int) -> bytes:
+        """The fingerprints of the slices of a partition that the peer owns."""
+        path = slice_digests_path(epoch, partition)
+        return await self._fingerprints(member, path, SLICE_COUNT)
+
+    async def partition_ids(
+        self, member: Member, epoch: int, partition: int, number: int | None, after: bytes
+    ) -> list[bytes]:
+        """Up to `IDS_LIMIT` ids greater than `after` that the peer holds of a partition it owns,
+        or of one slice of it, in order."""
+        path = partition_ids_path(epoch, partition, number, after)
+        async with self._transport.request(member, "GET", path, seconds=READ_SECONDS) as response:
+            return decode_ids(await response.read(), IDS_LIMIT)
+
+    async def _fingerprints(self, member: Member, path: str, count: int) -> bytes:
+        async with self._transport.request(member, "GET", path, seconds=READ_SECONDS) as response:
+            found = await response.read()
+        if len(found) != count * FINGERPRINT_SIZE:
+            raise PeerUnreachableError(
+                member.node_id, f"{len(found)} bytes of fingerprints for {count}"
+            )
+        return found
 
     async def status(self, member: Member) -> PeerStatus:
         return await self._ask(member, "GET", f"{PREFIX}/node", b"", PeerStatus)

@@ -37,6 +37,7 @@ from ring.peer_answers import (
     refuse,
     send_chunk,
 )
+from ring.peer_digests import DigestAnswers
 from ring.peer_wire import (
     BATCH_LIMIT,
     BODY_LIMIT,
@@ -63,6 +64,8 @@ from ring.peer_wire import (
     parse_after,
     parse_chunk_id,
     parse_number,
+    parse_partition,
+    parse_slice,
 )
 from ring.placement import Ring
 from ring.ring_cache import RingCache
@@ -155,6 +158,7 @@ class _PeerServer:
         self._workers = workers
         self._key = identity.request_key()
         self._verifier = RequestVerifier(self._key, identity.node_id) if signed else None
+        self._digest_answers = DigestAnswers(identity.node_id, store, workers)
         self._active = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -172,6 +176,15 @@ class _PeerServer:
             web.post(f"{PREFIX}/stat", self._guard(self._stat, admit=False)),
             web.post(f"{PREFIX}/touch/{{epoch}}/{{touch}}", self._guard(self._touch, admit=False)),
             web.get(f"{PREFIX}/ids/{{after}}/{{limit}}", self._guard(self._ids)),
+            web.get(f"{PREFIX}/digests/{{epoch}}/{{asking}}", self._guard(self._digests)),
+            web.get(
+                f"{PREFIX}/slice-digests/{{epoch}}/{{partition}}",
+                self._guard(self._slice_digests),
+            ),
+            web.get(
+                f"{PREFIX}/partition-ids/{{epoch}}/{{partition}}/{{slice}}/{{after}}",
+                self._guard(self._partition_ids),
+            ),
             web.get(f"{PREFIX}/node", self._guard(self._node)),
         ]
 
@@ -408,6 +421,33 @@ class _PeerServer:
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._workers, self._store.ids, after, limit)
         return web.Response(body=encode_ids(found))
+
+    # --- anti-entropy ------------------------------------------------------------------------
+
+    async def _digests(self, request: web.Request) -> web.StreamResponse:
+        ring = await self._ring_at(parse_number(request.match_info["epoch"]))
+        asking = request.match_info["asking"]
+        found, _ = await self._digest_answers.shared(ring, asking)
+        return web.Response(body=found)
+
+    async def _slice_digests(self, request: web.Request) -> web.StreamResponse:
+        partition = await self._owned_partition(request)
+        return web.Response(body=await self._digest_answers.slices(partition))
+
+    async def _partition_ids(self, request: web.Request) -> web.StreamResponse:
+        partition = await self._owned_partition(request)
+        number = parse_slice(request.match_info["slice"])
+        after = parse_after(request.match_info["after"])
+        found = await self._digest_answers.ids(partition, number, after, IDS_LIMIT)
+        return web.Response(body=encode_ids(found))
+
+    async def _owned_partition(self, request: web.Request) -> int:
+        ring = await self._ring_at(parse_number(request.match_info["epoch"]))
+        partition = parse_partition(request.match_info["partition"])
+        if self._identity.node_id not in ring.partition_owners(partition):
+            detail = f"this node is not an owner of partition {partition} in epoch {ring.epoch}"
+            raise RefusedError(Refusal(code="not_owner", detail=detail))
+        return partition
 
     async def _node(self, request: web.Request) -> web.StreamResponse:  # noqa: ARG002 # a handler.
         statistics = self._store.statistics()

@@ -12,6 +12,9 @@ is described in docs/format.md.
     POST /peer/1/stat                                   ids in, ChunkState for each out
     POST /peer/1/touch/<epoch>/<touch>                  ids in, a flag for each out
     GET  /peer/1/ids/<after, or ->/<limit>              ids held, in order
+    GET  /peer/1/digests/<epoch>/<asking node>          fingerprints of the partitions both own
+    GET  /peer/1/slice-digests/<epoch>/<partition>      fingerprints of a partition's slices
+    GET  /peer/1/partition-ids/<epoch>/<partition>/<slice, or ->/<after, or ->    ids, in order
     GET  /peer/1/node                                   PeerStatus
 """
 
@@ -23,8 +26,9 @@ from typing import Annotated
 
 import msgspec
 
+from ring.digests import SLICE_COUNT
 from ring.interfaces import CHUNK_ID_SIZE, Codec
-from ring.members import NodeId
+from ring.members import PARTITION_COUNT, NodeId
 
 PREFIX = "/peer/1"
 
@@ -197,6 +201,36 @@ def touch_path(epoch: int, touch: int) -> str:
 
 def ids_path(after: bytes, limit: int) -> str:
     return f"{PREFIX}/ids/{after.hex() or '-'}/{limit}"
+
+
+def digests_path(epoch: int, asking: NodeId) -> str:
+    return f"{PREFIX}/digests/{epoch}/{asking}"
+
+
+def slice_digests_path(epoch: int, partition: int) -> str:
+    return f"{PREFIX}/slice-digests/{epoch}/{partition}"
+
+
+def partition_ids_path(epoch: int, partition: int, number: int | None, after: bytes) -> str:
+    part = "-" if number is None else str(number)
+    return f"{PREFIX}/partition-ids/{epoch}/{partition}/{part}/{after.hex() or '-'}"
+
+
+def parse_partition(text: str) -> int:
+    """Raises MalformedError."""
+    return _parse_below(text, PARTITION_COUNT)
+
+
+def parse_slice(text: str) -> int | None:
+    """Raises MalformedError. None: the whole partition."""
+    return None if text == "-" else _parse_below(text, SLICE_COUNT)
+
+
+def _parse_below(text: str, limit: int) -> int:
+    number = parse_number(text)
+    if number >= limit:
+        raise MalformedError(f"{number} is not below {limit}")
+    return number
 
 
 def parse_after(text: str) -> bytes:

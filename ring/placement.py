@@ -84,6 +84,14 @@ class Ring:
     def partition_owners(self, partition: int) -> tuple[NodeId, ...]:
         return self._owners[partition]
 
+    def shared(self, one: NodeId, other: NodeId) -> list[int]:
+        """The partitions that both nodes own, in order."""
+        return [
+            partition
+            for partition, owners in enumerate(self._owners)
+            if one in owners and other in owners
+        ]
+
     def partition_counts(self) -> dict[NodeId, int]:
         """How many partitions each member owns."""
         counts = dict.fromkeys(self.members, 0)

@@ -13,6 +13,7 @@ again, so a hole that is punched twice can't hit a newer record.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ group would wait for the last."""
 
 UNINDEXED_LIMIT = 512
 """Rows that may wait for the index while groups keep coming."""
+
+_log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -289,6 +292,13 @@ class StoreChanges:
         if unless(asked) or not self._catalog.condemn(row, touch=touch):
             return None
         return row
+
+    def recount(self, partition: int) -> bool:
+        """Put a partition's digest right; returns whether it was wrong. Raises StoreFullError."""
+        if not self._index.recount(partition):
+            return False
+        _log.error("the digest of partition %d in the chunk index was wrong", partition)
+        return True
 
     # --- damage --------------------------------------------------------------------------------
 

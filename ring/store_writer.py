@@ -61,7 +61,13 @@ class _UpdateIndex:
     future: asyncio.Future[None]
 
 
-_Operation = _Write | _Delete | _Quarantine | _UpdateIndex
+@dataclass(frozen=True, slots=True)
+class _Recount:
+    future: asyncio.Future[bool]
+    partition: int
+
+
+_Operation = _Write | _Delete | _Quarantine | _UpdateIndex | _Recount
 
 
 class StoreWriter:
@@ -99,7 +105,7 @@ class StoreWriter:
     def write(self, record: NewRecord) -> asyncio.Future[None]:
         """Queue a chunk that is not here; done when it is durable.
 
-        The record's payload is in use until then. All four raise StoreOverloadedError and
+        The record's payload is in use until then. All five raise StoreOverloadedError and
         StoreFailedError; their futures StoreFullError and StoreFailedError.
         """
         future: asyncio.Future[None] = self._loop.create_future()
@@ -116,6 +122,12 @@ class StoreWriter:
         """Queue the marking of a damaged copy; False where the chunk has moved or gone."""
         future: asyncio.Future[bool] = self._loop.create_future()
         self._enqueue(_Quarantine(future, row))
+        return future
+
+    def recount(self, partition: int) -> asyncio.Future[bool]:
+        """Queue putting a partition's digest right; the result says whether it was wrong."""
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._enqueue(_Recount(future, partition))
         return future
 
     def update_index(self) -> asyncio.Future[None]:
@@ -165,6 +177,7 @@ class StoreWriter:
             self._delete(batch, resolve)
             self._quarantine(batch, resolve)
             self._update_index(batch, resolve)
+            self._recount(batch, resolve)
         except Exception as error:
             _log.exception("the chunk store failed")
             self._fail(error, list(unresolved.values()))
@@ -216,6 +229,16 @@ class StoreWriter:
             # The rows wait for better times; the next write that finds too many is refused.
             outcome = error
         resolve([(operation, outcome) for operation in waiting])
+
+    def _recount(self, batch: Sequence[_Operation], resolve: Callable[[_Outcomes], None]) -> None:
+        for operation in batch:
+            if isinstance(operation, _Recount):
+                outcome: object
+                try:
+                    outcome = self._changes.recount(operation.partition)
+                except StoreFullError as error:
+                    outcome = error
+                resolve([(operation, outcome)])
 
     def _fail(self, error: Exception, unresolved: Sequence[_Operation]) -> None:
         failure = StoreFailedError(f"the chunk store takes no more changes: {error}")

@@ -17,6 +17,7 @@ from functools import lru_cache
 from aiohttp import web
 from blake3 import blake3
 
+from ring.anti_entropy import AntiEntropy
 from ring.buffers import BufferPool
 from ring.fetching import ChunkFetcher
 from ring.identity import ClusterIdentity
@@ -135,6 +136,22 @@ class RingNode:
             client=self.client,
             fetcher=self.fetcher,
             workers=workers,
+        )
+        self.reachable: dict[NodeId, bool] = {}
+        """What a probe of the others would tell."""
+        self.swept = True
+        """What anti-entropy takes repair's word for."""
+        self.anti_entropy = AntiEntropy(
+            node_id,
+            store=self.store,
+            view=self.view,
+            live=live,
+            rings=self.rings,
+            client=self.client,
+            workers=workers,
+            note_lacking=self._note,
+            reachable=self.reachable.get,
+            settled=lambda: self.swept,
         )
         self._runner: web.AppRunner | None = None
 

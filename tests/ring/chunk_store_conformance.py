@@ -318,6 +318,45 @@ class ChunkStoreConformance(abc.ABC):
             count, digest = expected.get(partition, (0, 0))
             assert found == PartitionDigest(count, digest.to_bytes(32, "big"))
 
+    async def test_partition_digests_follow_every_transition(self, store: ChunkStore) -> None:
+        """After any series of puts, repeated puts, deletions, damage found and damage healed, the
+        digests are what the ids amount to, and counting them anew finds nothing wrong."""
+        store.set_touch_floor(0)
+        chance = random.Random(11)
+        known: dict[bytes, bytes] = {chunk_id_of(noise(60, n)): noise(60, n) for n in range(8)}
+        for _ in range(60):
+            chunk_id = chance.choice(sorted(known))
+            match chance.choice(["put", "put", "delete", "damage"]):
+                case "put":
+                    await put(store, known[chunk_id])
+                case "delete":
+                    await store.delete(chunk_id, unless=never)
+                case "damage" if chunk_id in store.ids(b"", 100):
+                    self.damage(store, chunk_id)
+                    with pytest.raises(ChunkDamagedError):
+                        await store.get(chunk_id)
+            if chance.random() < 0.5:
+                continue
+            await store.wait_indexed()
+            expected = [(0, 0)] * PARTITION_COUNT
+            for each in store.ids(b"", 100):
+                number = int.from_bytes(each, "big")
+                count, digest = expected[number >> 244]
+                expected[number >> 244] = (count + 1, digest ^ number)
+            assert store.partition_digests() == [
+                PartitionDigest(count, digest.to_bytes(32, "big")) for count, digest in expected
+            ]
+        for chunk_id in known:
+            assert not await store.recount(int.from_bytes(chunk_id, "big") >> 244)
+
+    async def test_ids_of_a_range(self, store: ChunkStore) -> None:
+        """Only ids between the bounds are told, which need not be ids themselves."""
+        chunk_ids = sorted([await put(store, noise(100, seed)) for seed in range(12)])
+        await store.wait_indexed()
+        assert store.ids(chunk_ids[2], 10, below=chunk_ids[6]) == chunk_ids[3:6]
+        assert store.ids(chunk_ids[2][:9], 2, below=chunk_ids[6][:9]) == chunk_ids[2:4]
+        assert store.ids(chunk_ids[6], 10, below=chunk_ids[6]) == []
+
     @pytest.mark.parametrize("make_data", [noise, text])
     @pytest.mark.parametrize("size", [50_000, 1_000_000])
     async def test_damage(

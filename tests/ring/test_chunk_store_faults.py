@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ring.buffers import BufferPool
-from ring.chunk_index import Extent, IndexChange, IndexRow, remove_index
+from ring.chunk_index import Extent, IndexChange, IndexRow, partition_of, remove_index
 from ring.chunk_store import DiskChunkStore
 from ring.codec import encode
 from ring.errors import (
@@ -24,6 +26,7 @@ from ring.errors import (
     StoreOverloadedError,
 )
 from ring.interfaces import ChunkRow, Encoded, PutOutcome
+from ring.members import PARTITION_COUNT
 from ring.record import FIRST_RECORD_OFFSET
 from ring.store_changes import StoreLimits
 from ring.store_writer import QUEUE_LIMIT
@@ -118,6 +121,30 @@ async def test_restart(bench: Bench, is_index_lost: bool) -> None:
         assert after.damage_found == 0
         assert store.partition_digests() == digests
         await put(store, noise(77))
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+async def test_a_wrong_digest_is_put_right(bench: Bench, where: str) -> None:
+    """A count that does not fit the rows is found, corrected for good, and told of once."""
+    async with bench.run() as store:
+        chunk_id = await put(store, noise(100))
+        await store.wait_indexed()
+        right = store.partition_digests()
+    partition = partition_of(chunk_id)
+    if where == "file":
+        with contextlib.closing(sqlite3.connect(bench.index_path)) as connection, connection:
+            connection.execute("UPDATE partitions SET digest = zeroblob(32), chunks = 3")
+    async with bench.run() as store:
+        if where == "memory":
+            store._index._partitions[partition] = (7, 7)
+        assert store.partition_digests() != right
+        assert not await store.recount((partition + 1) % PARTITION_COUNT)
+        assert await store.recount(partition)
+        assert not await store.recount(partition)
+        assert store.partition_digests() == right
+        await put(store, noise(200))
+    async with bench.run() as store:
+        assert store.partition_digests()[partition] == right[partition]
 
 
 async def test_damaged_index(bench: Bench) -> None:
