@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.authentication import (
-    Principal,
-    denied,
-    new_key,
-    require_administrator,
-    verify,
-)
+from gateway.authentication import Principal, new_key, require_administrator, verify
 from gateway.backends import Backends, Call, document_response, empty_response
 from gateway.bodies import Body, read_document, read_limited
 from gateway.documents import KeyCreation, KeyDocument, KeyList, NewKey, TokenCreation
@@ -100,27 +94,10 @@ class Administration:
 
     async def cluster(self, call: Call) -> web.StreamResponse:
         """GET of the cluster as this node sees it; needs any key, but no quorum."""
-        await self._reader(call, "seeing the cluster")
+        parse_query(call.target.query, _NONE)
+        await self._backends.reader(call, "seeing the cluster")
         return document_response(self._backends.cluster.status())
-
-    async def ring(self, call: Call) -> web.StreamResponse:
-        """GET of the ring's current epoch and every member's share."""
-        await self._reader(call, "seeing the ring")
-        return document_response(self._backends.cluster.ring())
 
     async def _administrator(self, call: Call, deed: str) -> Principal:
         parse_query(call.target.query, _NONE)
-        presented = call.key()
-
-        def admit(snapshot: Snapshot) -> Principal:
-            principal = verify(snapshot, presented)
-            require_administrator(principal, deed)
-            return principal
-
-        return await self._backends.decided(admit)
-
-    async def _reader(self, call: Call, deed: str) -> None:
-        parse_query(call.target.query, _NONE)
-        principal = await self._backends.principal(call)
-        if principal.role is None:
-            raise denied(principal, deed)
+        return await self._backends.administrator(call, deed)

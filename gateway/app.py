@@ -30,6 +30,7 @@ from gateway.health import Health
 from gateway.interfaces import Buffers as BufferSource
 from gateway.interfaces import Chunks, Cluster, GatewaySettings, Metadata
 from gateway.listing import Listings
+from gateway.membership import MembershipRoutes
 from gateway.metrics import Metrics
 from gateway.openapi import Documentation
 from gateway.uploads import Uploads
@@ -58,7 +59,7 @@ def routes(backends: Backends) -> Mapping[str, Mapping[str, Handler]]:
     uploads, downloads = Uploads(backends), Downloads(backends)
     buckets, listings = Buckets(backends), Listings(backends)
     administration, health = Administration(backends), Health(backends)
-    documentation = Documentation()
+    membership, documentation = MembershipRoutes(backends), Documentation()
     return {
         paths.FILE: {
             "GET": downloads.get,
@@ -78,7 +79,13 @@ def routes(backends: Backends) -> Mapping[str, Mapping[str, Handler]]:
         paths.KEYS: {"GET": administration.list_keys, "POST": administration.create_key},
         paths.KEY: {"DELETE": administration.revoke_key},
         paths.CLUSTER: {"GET": administration.cluster},
-        paths.RING: {"GET": administration.ring},
+        paths.RING: {"GET": membership.ring},
+        paths.MEMBER: {"DELETE": membership.remove},
+        paths.MEMBER_DRAIN: {"POST": membership.drain},
+        paths.MEMBER_UNDRAIN: {"POST": membership.undrain},
+        paths.MEMBER_LEAVE: {"POST": membership.leave},
+        paths.CLUSTER_SETTINGS: {"PATCH": membership.change_settings},
+        paths.COLLECTION_RESUME: {"POST": membership.resume_collection},
         paths.TOKENS: {"POST": administration.create_token},
         paths.JOIN: {"POST": administration.join},
         paths.HEALTH_LIVE: {"GET": health.live},

@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from gateway.authentication import PresentedKey, Principal, presented_key, verify
+from gateway.authentication import (
+    PresentedKey,
+    Principal,
+    denied,
+    presented_key,
+    require_administrator,
+    verify,
+)
 from gateway.budget import ByteBudget
 from gateway.errors import PROTECTIVE_HEADERS, ApiError, from_failure
 from gateway.interfaces import Buffers, Chunks, Cluster, GatewaySettings, Metadata, Snapshot
@@ -110,6 +117,23 @@ class Backends:
         """Who asks, verified. Raises ApiError(unauthenticated)."""
         presented = call.key()
         return await self.decided(lambda snapshot: verify(snapshot, presented))
+
+    async def administrator(self, call: Call, deed: str) -> Principal:
+        """Who asks, if it is an administrator. Raises ApiError(unauthenticated, forbidden)."""
+        presented = call.key()
+
+        def admit(snapshot: Snapshot) -> Principal:
+            principal = verify(snapshot, presented)
+            require_administrator(principal, deed)
+            return principal
+
+        return await self.decided(admit)
+
+    async def reader(self, call: Call, deed: str) -> None:
+        """Check that who asks has any key. Raises ApiError(unauthenticated, forbidden)."""
+        principal = await self.principal(call)
+        if principal.role is None:
+            raise denied(principal, deed)
 
     async def in_worker(self, query: Callable[[Snapshot], _T]) -> _T:
         """Run a query that may take milliseconds on a snapshot in a worker thread."""

@@ -45,10 +45,14 @@ from gateway.documents import (
     KeyCreation,
     KeyDocument,
     KeyList,
+    MemberDocument,
     NewKey,
     NewToken,
     RingDocument,
+    RingPreviewDocument,
     Role,
+    SettingsChange,
+    SettingsDocument,
     TokenCreation,
     UploadReceipt,
     Visibility,
@@ -308,6 +312,55 @@ class GatewayClient:
     async def ring(self) -> RingDocument:
         return await self._call(RingDocument, "GET", "/api/v1/cluster/ring")
 
+    async def drain(self, node_id: str, *, reduce_copies: bool = False) -> MemberDocument:
+        """Let a node give its chunks away and stay a member."""
+        return await self._intend(node_id, "drain", reduce_copies=reduce_copies)
+
+    async def undrain(self, node_id: str) -> MemberDocument:
+        """Put a node back to use that drains, or is about to leave."""
+        return await self._intend(node_id, "undrain")
+
+    async def leave(self, node_id: str, *, reduce_copies: bool = False) -> MemberDocument:
+        """Let a node give its chunks away and then go for good."""
+        return await self._intend(node_id, "leave", reduce_copies=reduce_copies)
+
+    async def remove(self, node_id: str, *, force: bool = False) -> None:
+        """Remove a dead node for good; `force` removes one that answers as well."""
+        query = "?force=true" if force else ""
+        async with self._request("DELETE", f"{_member_path(node_id)}{query}"):
+            pass
+
+    async def preview_join(self, *, weight: int, zone: str = "") -> RingPreviewDocument:
+        """What would move if a node of this weight (gigabytes) joined."""
+        return await self._preview({"preview": "join", "capacity": weight, "zone": zone})
+
+    async def preview_leave(self, node_id: str) -> RingPreviewDocument:
+        """What would move if a node left the ring."""
+        return await self._preview({"preview": "leave", "node": node_id})
+
+    async def change_settings(self, change: SettingsChange) -> SettingsDocument:
+        """Change settings of the whole cluster; returns all of them."""
+        return await self._call(
+            SettingsDocument, "PATCH", "/api/v1/cluster/settings", document=change
+        )
+
+    async def resume_collection(self) -> None:
+        """Let space be reclaimed again after a restore from a backup."""
+        async with self._request("POST", "/api/v1/cluster/collection/resume"):
+            pass
+
+    async def _intend(
+        self, node_id: str, action: str, *, reduce_copies: bool = False
+    ) -> MemberDocument:
+        query = "?reduce_copies=true" if reduce_copies else ""
+        return await self._call(MemberDocument, "POST", f"{_member_path(node_id)}/{action}{query}")
+
+    async def _preview(self, query: Mapping[str, str | int | None]) -> RingPreviewDocument:
+        ring = await self._call(RingDocument, "GET", f"/api/v1/cluster/ring{_query(query)}")
+        if ring.preview is None:
+            raise UnreachableError("the node answers without the preview: it runs an older version")
+        return ring.preview
+
     async def create_token(self, *, lifetime_seconds: int = 3600) -> NewToken:
         """A one-use token with which a node joins the cluster."""
         creation = TokenCreation(lifetime_seconds=lifetime_seconds)
@@ -408,6 +461,10 @@ def _path(path: str) -> str:
 
 def _file_path(bucket: str, path: str) -> str:
     return f"/api/v1/files/{_segment(bucket)}/{_path(path)}"
+
+
+def _member_path(node_id: str) -> str:
+    return f"/api/v1/cluster/members/{_segment(node_id)}"
 
 
 def _query(parameters: Mapping[str, str | int | None]) -> str:

@@ -260,12 +260,81 @@ class RingMemberDocument(_Document, frozen=True):
     """Its part of all copies, 0 to 1."""
 
 
+class RingPreviewMemberDocument(_Document, frozen=True):
+    """What a change of the ring means for one node. Shares are parts of all copies, 0 to 1."""
+
+    node_id: str
+    """`new` for a node that is yet to join."""
+    zone: str
+    weight: int
+    partitions_before: int
+    partitions_after: int
+    partitions_gained: int
+    bytes_before: int
+    bytes_after: int
+    bytes_gained: int
+    """What it has to fetch from others."""
+    share_before: float
+    share_after: float
+    feasible_before: float
+    feasible_after: float
+    """What its weight entitles it to, as far as the number of copies and the zones allow."""
+
+
+class RingPreviewDocument(_Document, frozen=True):
+    """What would move if the ring changed. Bytes are estimates, see docs/api.md."""
+
+    change: Literal["join", "leave"]
+    node_id: str
+    copies_before: int
+    copies_after: int
+    """Copies of each chunk: the replicas wanted, or all the nodes there are."""
+    partitions_moved: int
+    """Copies of partitions that have to be made."""
+    partitions_ideal: float
+    """The least that any placement with exactly feasible shares would have to move."""
+    bytes_moved: int
+    seconds: float | None
+    """How long the node that fetches most takes at the rate of the settings; null if unlimited."""
+    members: list[RingPreviewMemberDocument]
+
+
 class RingDocument(_Document, frozen=True):
     epoch: int
     epoch_floor: int
     replicas: int
     partitions: int
     members: list[RingMemberDocument]
+    preview: RingPreviewDocument | None = None
+    """Where one was asked for."""
+
+
+class LeaveRequest(_Request, frozen=True):
+    """For a node's own control socket; over HTTP it is a parameter."""
+
+    reduce_copies: bool = False
+
+
+Rate = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class SettingsChange(_Request, frozen=True):
+    """What is absent stays as it is, null goes back to the default."""
+
+    repair_bytes_per_second: Rate | msgspec.UnsetType | None = msgspec.UNSET
+    """What a node fetches for repair and moves at most; 0 is without limit."""
+    scrub_bytes_per_second: Rate | msgspec.UnsetType | None = msgspec.UNSET
+    """What a node reads to verify its chunks at most; 0 is without limit."""
+    scrub_interval_seconds: Rate | msgspec.UnsetType | None = msgspec.UNSET
+    """From the start of one verification of all chunks to the next."""
+
+
+class SettingsDocument(_Document, frozen=True):
+    """What holds for the whole cluster and may change at any time."""
+
+    repair_bytes_per_second: int
+    scrub_bytes_per_second: int
+    scrub_interval_seconds: int
 
 
 class HealthDocument(_Document, frozen=True):

@@ -62,6 +62,8 @@ CODES: Mapping[str, Code] = {
     "bucket_not_empty": Code(409),
     "already_bootstrapped": Code(409),
     "too_many_keys": Code(409),
+    "node_is_alive": Code(409),
+    "address_taken": Code(409),
     "too_few_nodes": Code(409),
     "stale_expectation": Code(409, retryable=True),
     "member_removed": Code(410),

@@ -6,13 +6,20 @@ without Raft and a dictionary of chunks. What these raise is translated in `gate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
-from gateway.documents import ClusterDocument, NewToken, RingDocument
+from gateway.documents import (
+    ClusterDocument,
+    MemberDocument,
+    NewToken,
+    RingDocument,
+    RingPreviewDocument,
+    SettingsDocument,
+)
 from metadata_raft.commands import Command, IdempotencyKey, Result
 from metadata_raft.records import (
     AppliedState,
@@ -102,6 +109,35 @@ class Chunks(Protocol):
     ) -> ReadOnlyBuffer: ...
 
 
+Intent = Literal["stay", "drain", "leave"]
+
+
+class MembershipControl(Protocol):
+    """What an administrator does about members. Raises `gateway.errors.ApiError`."""
+
+    async def set_intent(
+        self, node_id: str, intent: Intent, *, actor: str, reduce_copies: bool = False
+    ) -> MemberDocument:
+        """Record what its operator wants of a member; returns it as it then stands."""
+
+    async def remove(self, node_id: str, *, actor: str, force: bool) -> None:
+        """Take a dead member out for good; with `force` one that answers as well."""
+
+    async def preview_join(self, *, weight: int, zone: str) -> RingPreviewDocument:
+        """What would move if a node of this weight joined."""
+
+    async def preview_leave(self, node_id: str) -> RingPreviewDocument:
+        """What would move if a node left the ring."""
+
+    async def change_settings(
+        self, settings: Mapping[str, int | None], *, actor: str
+    ) -> SettingsDocument:
+        """Change the cluster's settings that are named; None is the default."""
+
+    async def resume_collection(self, *, actor: str) -> None:
+        """Let space be reclaimed again after a restore from a backup (rule D10)."""
+
+
 class Cluster(Protocol):
     """What the node says about itself and the others, and what it does about joining.
 
@@ -114,6 +150,9 @@ class Cluster(Protocol):
 
     def unready(self) -> str | None:
         """Why this node should get no requests now, as a sentence; None when it is ready."""
+
+    @property
+    def membership(self) -> MembershipControl: ...
 
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken: ...
 

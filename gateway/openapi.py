@@ -17,7 +17,8 @@ from aiohttp import web
 from gateway.backends import Call
 from gateway.documents import Problem
 from gateway.errors import CODES, PROTECTIVE_HEADERS
-from gateway.operations import COMMON_REFUSALS, OPERATIONS, Operation, Parameter
+from gateway.operation import COMMON_REFUSALS, Operation, Parameter
+from gateway.operations import OPERATIONS
 
 _REFERENCES = "#/components/schemas/{name}"
 

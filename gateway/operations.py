@@ -7,60 +7,15 @@ and another one the statuses that are served with those given here.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
-
 import msgspec
 
 from gateway import documents as d
 from gateway import paths
+from gateway.cluster_operations import CLUSTER_OPERATIONS
+from gateway.operation import BINARY, DOCUMENT, KEYED, WRITE, Operation, Parameter
 from gateway.queries import PAGE_LIMIT
 from metadata_raft.names import PATH_SIZE_LIMIT
 
-BINARY = "application/octet-stream"
-
-
-class Parameter(NamedTuple):
-    name: str
-    location: Literal["path", "query", "header"]
-    schema: dict[str, Any]
-    description: str
-
-
-class Operation(NamedTuple):
-    method: str
-    template: str
-    operation_id: str
-    summary: str
-    answers: dict[int, type[msgspec.Struct] | str | None]
-    """By status: a document, a media type of raw bytes, or None for no body."""
-    refusals: tuple[str, ...]
-    """Codes beyond those that every operation has."""
-    parameters: tuple[Parameter, ...] = ()
-    body: type[msgspec.Struct] | str | None = None
-    body_required: bool = True
-    is_open: bool = False
-    """Needs no key, whatever it is asked for."""
-
-
-COMMON_REFUSALS = (
-    "invalid_request",
-    "invalid_parameter",
-    "header_too_large",
-    "internal_error",
-    "overloaded",
-    "not_ready",
-)
-_KEYED = ("unauthenticated", "forbidden", "no_quorum")
-_WRITE = (
-    *_KEYED,
-    "invalid_command",
-    "expectation_failed",
-    "body_timeout",
-    "body_incomplete",
-    "request_expired",
-    "outcome_unknown",
-)
-_DOCUMENT = (*_WRITE, "invalid_document", "body_too_large")
 _IN_BUCKET = ("invalid_bucket_name", "invalid_path", "no_such_bucket")
 _FILE = (*_IN_BUCKET, "no_such_file")
 
@@ -134,7 +89,7 @@ _UPLOAD_PARAMETERS = (
     ),
 )
 _UPLOAD_REFUSALS = (
-    *_WRITE,
+    *WRITE,
     *_IN_BUCKET,
     "invalid_header",
     "invalid_multipart",
@@ -165,7 +120,7 @@ _DOWNLOAD_ANSWERS: dict[int, type[msgspec.Struct] | str | None] = {
     304: None,
 }
 _DOWNLOAD_REFUSALS = (
-    *_KEYED,
+    *KEYED,
     *_FILE,
     "invalid_header",
     "precondition_failed",
@@ -213,7 +168,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Remove a file.",
         {204: None},
         (
-            *_WRITE,
+            *WRITE,
             *_FILE,
             "invalid_header",
             "precondition_failed",
@@ -245,7 +200,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "getMetadata",
         "Everything known of a file, except its contents.",
         {200: d.FileDocument},
-        (*_KEYED, *_FILE, "invalid_header"),
+        (*KEYED, *_FILE, "invalid_header"),
         (_BUCKET, _PATH, _CONSISTENCY),
     ),
     Operation(
@@ -254,7 +209,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "listFiles",
         "The files of a bucket in key order, a page at a time.",
         {200: d.FilePage},
-        (*_KEYED, *_IN_BUCKET, "invalid_header"),
+        (*KEYED, *_IN_BUCKET, "invalid_header"),
         (
             _BUCKET,
             Parameter("prefix", "query", _KEY_PART, "Only keys that begin with this."),
@@ -275,7 +230,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "listBuckets",
         "The buckets this client may read; hidden ones for administrators only.",
         {200: d.BucketPage},
-        (*_KEYED, "invalid_header"),
+        (*KEYED, "invalid_header"),
         (_CURSOR, _LIMIT, _CONSISTENCY),
     ),
     Operation(
@@ -284,7 +239,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "createBucket",
         "Make a bucket: 201, or 200 with the one that was there already.",
         {200: d.BucketDocument, 201: d.BucketDocument},
-        (*_DOCUMENT, "invalid_bucket_name", "bucket_exists", "no_such_bucket"),
+        (*DOCUMENT, "invalid_bucket_name", "bucket_exists", "no_such_bucket"),
         body=d.BucketCreation,
     ),
     Operation(
@@ -293,7 +248,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "getBucket",
         "A bucket's settings and usage.",
         {200: d.BucketDocument},
-        (*_KEYED, *_IN_BUCKET, "invalid_header"),
+        (*KEYED, *_IN_BUCKET, "invalid_header"),
         (_BUCKET, _CONSISTENCY),
     ),
     Operation(
@@ -302,7 +257,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "changeBucket",
         "Change the settings that the body names.",
         {200: d.BucketDocument},
-        (*_DOCUMENT, *_IN_BUCKET),
+        (*DOCUMENT, *_IN_BUCKET),
         (_BUCKET,),
         body=d.BucketChange,
     ),
@@ -312,7 +267,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "deleteBucket",
         "Remove a bucket.",
         {204: None},
-        (*_WRITE, *_IN_BUCKET, "bucket_not_empty"),
+        (*WRITE, *_IN_BUCKET, "bucket_not_empty"),
         (
             _BUCKET,
             Parameter(
@@ -329,7 +284,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "listKeys",
         "All API keys, without their secrets.",
         {200: d.KeyList},
-        (*_KEYED, "invalid_header"),
+        (*KEYED, "invalid_header"),
         (_CONSISTENCY,),
     ),
     Operation(
@@ -338,7 +293,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "createKey",
         "Make an API key; the answer is the only place where it ever stands in full.",
         {201: d.NewKey},
-        (*_DOCUMENT, "too_many_keys"),
+        (*DOCUMENT, "too_many_keys"),
         body=d.KeyCreation,
         body_required=False,
     ),
@@ -348,45 +303,10 @@ OPERATIONS: tuple[Operation, ...] = (
         "revokeKey",
         "Revoke an API key.",
         {204: None},
-        (*_WRITE, "no_such_key", "invalid_path", "stale_expectation"),
+        (*WRITE, "no_such_key", "invalid_path", "stale_expectation"),
         (Parameter("key_id", "path", {"type": "string", "pattern": "^[0-9a-f]{16}$"}, "Its id."),),
     ),
-    Operation(
-        "GET",
-        paths.CLUSTER,
-        "getCluster",
-        "The members, the Raft group and the load, as the answering node sees them.",
-        {200: d.ClusterDocument},
-        _KEYED,
-    ),
-    Operation(
-        "GET",
-        paths.RING,
-        "getRing",
-        "The ring's current epoch and what each member owns of it.",
-        {200: d.RingDocument},
-        _KEYED,
-    ),
-    Operation(
-        "POST",
-        paths.TOKENS,
-        "createToken",
-        "Make a token with which one node may join.",
-        {201: d.NewToken},
-        _DOCUMENT,
-        body=d.TokenCreation,
-        body_required=False,
-    ),
-    Operation(
-        "POST",
-        paths.JOIN,
-        "join",
-        "For nodes: a request to join, sealed with a token.",
-        {200: BINARY},
-        (*_WRITE, "token_invalid", "body_too_large", "stale_expectation"),
-        body=BINARY,
-        is_open=True,
-    ),
+    *CLUSTER_OPERATIONS,
     Operation(
         "GET",
         paths.HEALTH_LIVE,

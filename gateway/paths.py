@@ -31,6 +31,12 @@ CLUSTER = "/api/v1/cluster"
 RING = "/api/v1/cluster/ring"
 TOKENS = "/api/v1/cluster/tokens"
 JOIN = "/api/v1/cluster/join"
+MEMBER = "/api/v1/cluster/members/{node_id}"
+MEMBER_DRAIN = "/api/v1/cluster/members/{node_id}/drain"
+MEMBER_UNDRAIN = "/api/v1/cluster/members/{node_id}/undrain"
+MEMBER_LEAVE = "/api/v1/cluster/members/{node_id}/leave"
+CLUSTER_SETTINGS = "/api/v1/cluster/settings"
+COLLECTION_RESUME = "/api/v1/cluster/collection/resume"
 HEALTH_LIVE = "/health/live"
 HEALTH_READY = "/health/ready"
 HEALTH_CLUSTER = "/health/cluster"
@@ -46,6 +52,8 @@ _LITERAL = frozenset(
         RING,
         TOKENS,
         JOIN,
+        CLUSTER_SETTINGS,
+        COLLECTION_RESUME,
         HEALTH_LIVE,
         HEALTH_READY,
         HEALTH_CLUSTER,
@@ -56,6 +64,8 @@ _LITERAL = frozenset(
 )
 _ONE_NAME = {"buckets": BUCKET, "files": LISTING, "by-id": BY_ID, "keys": KEY}
 _BUCKET_AND_PATH = {"files": FILE, "metadata": METADATA}
+_MEMBERS = "/api/v1/cluster/members/"
+_MEMBER_ACTIONS = {"drain": MEMBER_DRAIN, "undrain": MEMBER_UNDRAIN, "leave": MEMBER_LEAVE}
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = "/~!$&'()*+,;=:@"
@@ -66,7 +76,8 @@ _PARAMETER_LIMIT = 16
 
 
 class Target(NamedTuple):
-    """Where a request goes. `name` is the bucket, file id or key id; all but `query` is decoded."""
+    """Where a request goes. `name` is the bucket, or the id of a file, key or node; all but `query`
+    is decoded."""
 
     route: str
     name: str = ""
@@ -98,6 +109,11 @@ def parse_target(raw: str) -> Target:
                 return Target(route, decoded(name), "", query)
     if location in _LITERAL:
         return Target(location, "", "", query)
+    if location.startswith(_MEMBERS):
+        name, slash, action = location.removeprefix(_MEMBERS).partition("/")
+        member_route = _MEMBER_ACTIONS.get(action) if slash else MEMBER
+        if name and member_route is not None:
+            return Target(member_route, decoded(name), "", query)
     raise ApiError("no_such_route", f"nothing is served at {_shown(location)}")
 
 

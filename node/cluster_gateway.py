@@ -6,7 +6,8 @@ the state of the cluster needs no quorum, because it is asked for most when ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -30,8 +31,9 @@ from node.cluster_summary import summarise
 from node.cluster_warnings import warnings
 from node.data_directory import Identity
 from node.join import Admission
+from node.membership_control import Holdings, MembershipControl
 from node.peer_probe import Probed
-from ring.members import PARTITION_COUNT, NodeId
+from ring.members import PARTITION_COUNT, Member, NodeId
 from ring.placement import Ring
 
 
@@ -45,6 +47,8 @@ class ClusterMetadata(Protocol):
     """What the status needs of `MetadataGroup`."""
 
     async def submit(self, command: Command, *, timeout_seconds: float = 10.0) -> Result: ...
+
+    async def barrier(self, *, timeout_seconds: float = 1.0) -> int: ...
 
     def snapshot(self) -> AbstractContextManager[GatewaySnapshot]: ...
 
@@ -75,6 +79,9 @@ class ClusterGateway:
         admission: Admission,
         condition: NodeCondition,
         ring: Callable[[], Ring],
+        answers: Callable[[Member], Awaitable[bool]],
+        holdings: Callable[[], Holdings],
+        workers: Executor,
         identity: Identity,
         software_version: str,
     ) -> None:
@@ -84,6 +91,15 @@ class ClusterGateway:
         self._ring = ring
         self._identity = identity
         self._software_version = software_version
+        self.membership = MembershipControl(
+            metadata=metadata,
+            own_id=identity.node_id,
+            ring=ring,
+            document=lambda record: self.member(record, condition.load()),
+            answers=answers,
+            holdings=holdings,
+            workers=workers,
+        )
 
     def unready(self) -> str | None:
         return self._condition.unready()
@@ -117,6 +133,8 @@ class ClusterGateway:
             ),
             members=documents,
             load=dict(own_load),
+            settings=msgspec.structs.asdict(cluster.settings),
+            collection_held=cluster.collection_held,
             chunks=summarise(documents, own_id),
         )
         return msgspec.structs.replace(document, warnings=warnings(document))
@@ -143,6 +161,8 @@ class ClusterGateway:
             in_ring=record.in_ring,
             reachable=probed.reachable if probed is not None else None,
             software_version=record.software_version,
+            intent=record.intent,
+            settled_epoch=record.settled_epoch,
             last_seen_seconds=last_seen,
             load=load,
         )
@@ -175,6 +195,12 @@ class ClusterGateway:
 
     async def join(self, sealed: bytes) -> bytes:
         return await self._admission.answer(sealed)
+
+    async def leave(self, *, reduce_copies: bool) -> MemberDocument:
+        """This node is to leave, as its own machine's administrator wants it. Raises ApiError."""
+        return await self.membership.set_intent(
+            self._identity.node_id, "leave", actor=SYSTEM, reduce_copies=reduce_copies
+        )
 
     async def reset_admin_key(self) -> NewKey:
         """A new admin key; all earlier ones are revoked in the same step. Raises ApiError."""

@@ -1,10 +1,12 @@
 """The control socket: what whoever may read the data directory may ask of the running node.
 
-A Unix socket in the data directory (mode 0700) with three calls. It needs no key, because who can
+A Unix socket in the data directory (mode 0700) with four calls. It needs no key, because who can
 open it can read the cluster secret beside it as well; it is how access is recovered.
 
     POST /token       {"lifetime_seconds": n}  -> NewToken
     POST /reset-key                            -> NewKey, all other admin keys revoked
+    POST /leave       {"reduce_copies": bool}  -> MemberDocument: this node is to leave its cluster
+    POST /status                               -> ClusterDocument
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ from typing import Protocol, TypeVar
 import msgspec
 from aiohttp import web
 
-from gateway.documents import NewKey, NewToken, Problem, TokenCreation
+from gateway.documents import (
+    ClusterDocument,
+    LeaveRequest,
+    MemberDocument,
+    NewKey,
+    NewToken,
+    Problem,
+    TokenCreation,
+)
 from gateway.errors import ApiError, problem_response, translated
 from gateway.json_documents import DocumentError, decode_document, encode_document
 from metadata_raft.commands import SYSTEM
@@ -36,6 +46,10 @@ class Controlled(Protocol):
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken: ...
 
     async def reset_admin_key(self) -> NewKey: ...
+
+    async def leave(self, *, reduce_copies: bool) -> MemberDocument: ...
+
+    def status(self) -> ClusterDocument: ...
 
 
 class ControlError(NodeError):
@@ -58,6 +72,8 @@ class ControlServer:
         application = web.Application()
         application.router.add_post("/token", self._answer(self._token))
         application.router.add_post("/reset-key", self._answer(self._reset_key))
+        application.router.add_post("/leave", self._answer(self._leave))
+        application.router.add_post("/status", self._answer(self._status))
         self._runner = web.AppRunner(application, access_log=None)
         await self._runner.setup()
         await web.SockSite(self._runner, _listener(self._directory)).start()
@@ -74,6 +90,13 @@ class ControlServer:
 
     async def _reset_key(self, _request: web.Request) -> NewKey:
         return await self._controlled.reset_admin_key()
+
+    async def _leave(self, request: web.Request) -> MemberDocument:
+        wanted = decode_document(await request.read() or b"{}", LeaveRequest)
+        return await self._controlled.leave(reduce_copies=wanted.reduce_copies)
+
+    async def _status(self, _request: web.Request) -> ClusterDocument:
+        return self._controlled.status()
 
     @staticmethod
     def _answer(

@@ -182,6 +182,15 @@ def decode_identity(data: bytes, path: str) -> Identity:
     return identity
 
 
+def has_left(path: str) -> bool:
+    """Whether the node of a data directory has left its cluster; False where nothing says so."""
+    try:
+        data = read_file(RealFileSystem(), os.path.join(path, IDENTITY_NAME))
+        return msgspec.json.decode(data, type=Identity).stage == "left"
+    except (OSError, msgspec.DecodeError):
+        return False
+
+
 class _Versioned(msgspec.Struct):
     format_version: int
 

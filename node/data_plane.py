@@ -15,6 +15,7 @@ from aiohttp import web
 from node.encryption import PeerEncryption
 from node.errors import DataDirectoryError, PortTakenError
 from node.machine import MachineGauge
+from node.membership_control import Holdings
 from node.peer_probe import PeerProbe, Probed
 from node.ports import sentence
 from node.settings import Settings
@@ -22,7 +23,7 @@ from ring.anti_entropy import AntiEntropy
 from ring.buffers import BufferPool
 from ring.chunk_store import DiskChunkStore
 from ring.collector import Collector
-from ring.errors import StoreFailedError
+from ring.errors import RingError, StoreFailedError
 from ring.fetching import ChunkFetcher
 from ring.filesystem import RealFileSystem
 from ring.identity import ClusterIdentity
@@ -202,6 +203,31 @@ class DataPlane:
         membership = self._view.membership()
         return self._repairer.status().settled and self._probe.settled(
             [member.node_id for member in membership.members], membership.epoch
+        )
+
+    async def answers(self, member: Member) -> bool:
+        """Whether a node answers right now, or did at the last probe."""
+        probed = self._probe.probed(member.node_id)
+        if probed is not None and probed.reachable:
+            return True
+        try:
+            await self._client.status(member)
+        except RingError:
+            return False
+        return True
+
+    def holdings(self) -> Holdings:
+        """What there is to move, for the preview of a change. Any thread; some milliseconds."""
+        store = self._store.statistics()
+        others = (self._probe.probed(member.node_id) for member in self._view.membership().members)
+        return Holdings(
+            chunk_counts=[digest.count for digest in self._store.partition_digests()],
+            chunk_bytes_mean=store.stored_bytes / store.chunks if store.chunks else 0.0,
+            others_bytes=sum(
+                each.answer.stored_bytes
+                for each in others
+                if each is not None and each.answer is not None
+            ),
         )
 
     def probed(self, node_id: NodeId) -> Probed | None:

@@ -7,6 +7,7 @@ NodeError                      one sentence; the process ends with `exit_code`
 ├── JoinError                  the cluster did not admit this node
 ├── PortTakenError             somebody else listens there
 ├── MembershipError            removed, or restored from an old copy: this node must not run
+│   └── DepartedError          it has left its cluster as its operator wanted: nothing is wrong
 └── FatalDiskError             a write or sync failed: nothing more may be acknowledged
 """
 
@@ -59,6 +60,15 @@ class MembershipError(NodeError):
     def __init__(self, sentence: str, *, left: bool) -> None:
         super().__init__(sentence)
         self.left = left
+
+
+class DepartedError(MembershipError):
+    """The end of a node that was told to leave, and has."""
+
+    exit_code = EXIT_DONE
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, left=True)
 
 
 class FatalDiskError(NodeError):

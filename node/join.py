@@ -41,6 +41,12 @@ _ASK_ROUNDS = 30
 _ASK_PAUSE_SECONDS = 1.0
 """Half a minute of asking all the addresses: an election, or a node that is just restarting."""
 
+_NEW_TOKEN = (
+    " A token admits one node, once: `holdfast token` on a node makes another. If this directory "
+    "was wiped, or its disk replaced, first remove the node that it held: `holdfast nodes` shows "
+    "it, `holdfast remove NODE` removes it."
+)
+
 _KEY_CONTEXT = "holdfast 2026 join exchange"
 _QUESTION, _ANSWER = b"holdfast join question", b"holdfast join answer"
 
@@ -170,6 +176,7 @@ class Admission:
             raise ApiError("token_invalid", "the question was not sealed with the token") from error
         if question.version != EXCHANGE_VERSION:
             raise ApiError("invalid_request", "the joining node speaks another version")
+        self._check_addresses(question.member)
         admitted = await self._metadata.submit(
             AdmitMember(token_id=asked.token_id, secret_hash=secret_hash, member=question.member)
         )
@@ -188,6 +195,27 @@ class Admission:
             ),
         )
         return seal(key, msgspec.msgpack.encode(answer), _answer_label(envelope))
+
+    def _check_addresses(self, joining: Member) -> None:
+        """Refuse who comes with a member's addresses: that one's disk was wiped or replaced.
+
+        The others would take the new node for the old one, whose copies are gone.
+        """
+        with self._metadata.snapshot() as snapshot:
+            members = [record.member for record in snapshot.members()]
+        for member in members:
+            if member.node_id == joining.node_id:
+                continue
+            if {member.peer_address, member.raft_address} & {
+                joining.peer_address,
+                joining.raft_address,
+            }:
+                raise ApiError(
+                    "address_taken",
+                    f"its addresses are those of node {member.node_id}: if the disk of that node "
+                    f"was wiped or replaced, remove it first (`holdfast remove {member.node_id}` "
+                    "on another node) and join again with the same token",
+                )
 
 
 async def ask_to_join(token: JoinToken, identity: Identity, member: Member) -> Identity:
@@ -235,8 +263,10 @@ async def _ask(urls: Sequence[str], envelope: bytes) -> bytes:
                     return await client.join(envelope)
                 except RefusedError as error:
                     if not error.retryable:
+                        hint = _NEW_TOKEN if error.code == "token_invalid" else ""
                         raise JoinError(
                             f"The cluster does not admit this node: {error.detail.rstrip('.')}."
+                            + hint
                         ) from error
                     last = error
                 except UnreachableError as error:

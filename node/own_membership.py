@@ -1,7 +1,7 @@
-"""This node as a member: founding, telling the others about itself, and its way into the ring.
+"""This node as a member: founding, telling the others about itself, its way in and its way out.
 
-Runs beside the rest of the node until it is a full member. The steps are those of rule M7; what is
-told to the operator comes from the replicated state, so that it is true whoever does the steps.
+The steps are those of rule M7; what is told to the operator comes from the replicated state, so
+that it is true whoever does the steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from metadata_raft.commands import (
 from metadata_raft.errors import MetadataError, RemovedError
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from node.data_directory import Identity
-from node.errors import MembershipError, NodeError
+from node.errors import DepartedError, MembershipError, NodeError
 from node.logs import event
 from node.settings import Settings
 from ring.members import Member
@@ -36,6 +36,8 @@ PAUSE_SECONDS = 0.2
 
 ANNOUNCE_AGAIN_SECONDS = 5.0
 """Between two announcements while the cluster runs an older version than this node supports."""
+LOOK_SECONDS = 1.0
+"""Between two looks of a full member at what becomes of it."""
 
 SILENCE_SECONDS = 10.0
 """After this long without a quorum the operator is told what the node is waiting for."""
@@ -92,7 +94,9 @@ class OwnMembership:
         self._software_version = software_version
         self._say = say
         self.stage = ""
-        """joining, learner, voter, or empty before the state is known; then `in_ring` counts."""
+        """joining, learner, voter, leaving, or empty before the state is known."""
+        self.intent = "stay"
+        """What its operator wants of it, as last heard: stay, drain, leave or remove."""
         self.in_ring = False
 
     async def found(self) -> NewApiKey | None:
@@ -130,7 +134,7 @@ class OwnMembership:
         if not isinstance(result, Failure):
             return
         if result.code == "no_such_member":
-            raise removed(self._identity)
+            raise self.departure()
         if result.code != "stale_expectation":
             raise NodeError(f"The cluster refuses what this node says of itself: {result.detail}")
         raise MembershipError(
@@ -151,11 +155,29 @@ class OwnMembership:
             await self.announce()
 
     async def watch(self) -> None:
-        """Tell each step of the way into the ring; returns when the node is in it."""
+        """Tell each step of the way into the ring; returns when the node is in it.
+
+        Returns as well where the node does not belong there: it drains, or is about to leave.
+        Raises MembershipError if it is removed meanwhile.
+        """
         self.look()
-        while not self.in_ring:
+        while not self.in_ring and self.intent == "stay":
+            if self._metadata.is_removed:
+                raise self.departure()
             await asyncio.sleep(PAUSE_SECONDS)
             self.look()
+
+    async def follow(self) -> MembershipError:
+        """Tell what becomes of this node; returns its end when it has been removed."""
+        while not self._metadata.is_removed:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look()
+        return self.departure()
+
+    def departure(self) -> MembershipError:
+        """The end of this node, which is no member any more: as it was told to, or not."""
+        self.look()
+        return departed(self._identity) if self.intent == "leave" else removed(self._identity)
 
     def look(self) -> None:
         """Read this node's own record, and tell what is new."""
@@ -163,17 +185,21 @@ class OwnMembership:
             records = snapshot.members()
         for record in records:
             if record.member.node_id == self._identity.node_id:
-                self._note(record.stage, in_ring=record.in_ring)
+                self._note(record.stage, record.intent, in_ring=record.in_ring)
 
-    def _note(self, stage: str, *, in_ring: bool) -> None:
+    def _note(self, stage: str, intent: str, *, in_ring: bool) -> None:
         if stage != self.stage:
             event(logger, logging.INFO, "stage of this node", stage=stage)
-            if self.stage or stage == "joining":
+            if (self.stage or stage == "joining") and stage in _STEPS:
                 self._say(_STEPS[stage])
             self.stage = stage
-        if in_ring and not self.in_ring:
-            event(logger, logging.INFO, "this node is in the ring")
-        self.in_ring = in_ring
+        if intent != self.intent:
+            event(logger, logging.INFO, "intent for this node", intent=intent)
+            self._say(_INTENTS[intent])
+            self.intent = intent
+        if in_ring != self.in_ring:
+            event(logger, logging.INFO, f"this node is {'' if in_ring else 'not '}in the ring")
+            self.in_ring = in_ring
 
     async def _patiently(self, command: Command) -> Result:
         """Submit until there is an answer; these commands may be repeated."""
@@ -183,7 +209,7 @@ class OwnMembership:
             try:
                 return await self._metadata.submit(command)
             except RemovedError as error:
-                raise removed(self._identity) from error
+                raise self.departure() from error
             except MetadataError as error:
                 if loop.time() - told_at > SILENCE_SECONDS:
                     told_at = loop.time()
@@ -202,6 +228,22 @@ _STEPS = {
     "voter": "Joining: voter, waiting for a place in the ring.",
     "leaving": "Leaving: this node is being removed from the cluster.",
 }
+
+
+_INTENTS = {
+    "stay": "Staying: this node is wanted in the ring.",
+    "drain": "Draining: the other nodes take over the chunks; this one stays a member.",
+    "leave": "Leaving: serving until the other nodes hold all that this one held.",
+    "remove": "This node is being removed from its cluster.",
+}
+
+
+def departed(identity: Identity) -> DepartedError:
+    """The end of a node that was told to leave, and is not needed any more."""
+    return DepartedError(
+        f"Node {identity.node_id} has left its cluster: the other nodes hold all that it held, and "
+        "its data directory may be deleted."
+    )
 
 
 def removed(identity: Identity) -> MembershipError:

@@ -39,7 +39,7 @@ from node.errors import DataDirectoryError, NodeError
 from node.join import Admission
 from node.logs import event
 from node.metrics import NodeMetrics
-from node.own_membership import OwnMembership, removed
+from node.own_membership import OwnMembership
 from node.peer_probe import Probed
 from node.ports import sentence
 from node.settings import Settings
@@ -55,8 +55,8 @@ WORKER_THREADS = 4
 """Hashing, compression, volume reads, listings: more than the cores of a small machine, because
 half of them wait for a disk; few, because each takes its turn at the interpreter."""
 
-LOOK_SECONDS = 1.0
-"""Between two looks at what the group says of this node, and two attempts to learn from it."""
+LEARN_SECONDS = 1.0
+"""Between two attempts to learn from the group what deletions wait for."""
 
 _RAFT_MANIFEST = "manifest"
 """Without this file a Raft directory is nobody's (metadata_raft/storage.py)."""
@@ -128,8 +128,8 @@ class Node:
         self._closers.append(self._data.rest)
         await self._become_member()
         self._unready = None
-        self._spawn(self._watch_removal())
         self._spawn(self._upgrade())
+        self._spawn(self._follow_membership())
         self._spawn(self._learn_touches())
 
     async def run(self) -> None:
@@ -197,6 +197,9 @@ class Node:
             admission=Admission(self._metadata, self._identity),
             condition=self,
             ring=self._data.ring,
+            answers=self._data.answers,
+            holdings=self._data.holdings,
+            workers=self._workers,
             identity=self._identity,
             software_version=SOFTWARE_VERSION,
         )
@@ -306,6 +309,9 @@ class Node:
     def unready(self) -> str | None:
         if self._unready is None and self._metadata.status().leader_id is None:
             return "this node knows no leader"
+        if self._unready is None and self._membership.intent == "leave":
+            # It serves to its end, but new connections had better go to the others.
+            return "this node is leaving its cluster"
         return self._unready
 
     def settled(self) -> bool | None:
@@ -319,12 +325,8 @@ class Node:
 
     # --- the end -----------------------------------------------------------------------------
 
-    async def _watch_removal(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            if self._metadata.is_removed:
-                self._finish(removed(self._identity))
-                return
+    async def _follow_membership(self) -> None:
+        self._finish(await self._membership.follow())
 
     async def _upgrade(self) -> None:
         try:
@@ -338,7 +340,7 @@ class Node:
             try:
                 await self._data.know_touches()
             except MetadataError:
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(LEARN_SECONDS)
             else:
                 return
 

@@ -40,7 +40,12 @@ _COMMANDS = {
     "bucket": ("bucket", "Create and remove buckets."),
     "status": ("status", "Show the state of the cluster on one screen."),
     "nodes": ("nodes", "List the nodes."),
-    "ring": ("ring", "Show who holds how much of the ring."),
+    "ring": ("ring", "Show who holds how much of the ring, or what a change would move."),
+    "drain": ("drain", "Move a node's chunks to the others; it stays a member."),
+    "undrain": ("drain:undrain", "Put a drained node back to use."),
+    "leave": ("leave", "Take a living node out of the cluster for good."),
+    "remove": ("remove", "Remove a dead node for good."),
+    "cluster": ("cluster", "Show or change what holds for all nodes."),
     "token": ("token", "Make a token with which a node joins."),
     "admin": ("admin", "Recover access on a node itself."),
 }
@@ -55,8 +60,9 @@ class _Commands(click.Group):
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"node.commands.{_COMMANDS[name][0]}")
-        command = module.command
+        module_name, _, attribute = _COMMANDS[name][0].partition(":")
+        module = importlib.import_module(f"node.commands.{module_name}")
+        command = getattr(module, attribute or "command")
         assert isinstance(command, click.Command)
         return command
 

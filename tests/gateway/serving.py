@@ -24,9 +24,10 @@ from gateway.documents import (
     ClusterDocument,
     MemberDocument,
     NewToken,
-    RaftDocument,
     RingDocument,
     RingMemberDocument,
+    RingPreviewDocument,
+    SettingsDocument,
 )
 from gateway.errors import ApiError
 from gateway.interfaces import GatewaySettings
@@ -36,6 +37,7 @@ from gateway.paths import parse_target
 from metadata_raft.commands import CreateBucket, CreateKey, Done
 from ring.buffers import BufferPool
 from tests.fakes.chunks import MemoryChunks
+from tests.fakes.documents import cluster, member, ring_preview
 from tests.fakes.metadata import ADMIN_KEY_ID, FakeMetadata
 
 TINY_CHUNK = 1000
@@ -46,40 +48,62 @@ WAIT_SECONDS = 5.0
 
 
 @dataclass
+class FakeMembership:
+    """Records what an administrator wants; node `n1` lives, `n2` is dead, no other exists."""
+
+    wishes: list[tuple[Any, ...]] = field(default_factory=list)
+    settings: dict[str, int | None] = field(default_factory=dict)
+
+    async def set_intent(
+        self, node_id: str, intent: str, *, actor: str, reduce_copies: bool = False
+    ) -> MemberDocument:
+        self._check(node_id)
+        self.wishes.append((node_id, intent, actor, reduce_copies))
+        return member(node_id, intent=intent)
+
+    async def remove(self, node_id: str, *, actor: str, force: bool) -> None:
+        self._check(node_id)
+        if node_id == "n1" and not force:
+            raise ApiError("node_is_alive", "node n1 answers")
+        self.wishes.append((node_id, "remove", actor, force))
+
+    async def preview_join(self, *, weight: int, zone: str) -> RingPreviewDocument:
+        return ring_preview("join", f"{weight} {zone}")
+
+    async def preview_leave(self, node_id: str) -> RingPreviewDocument:
+        self._check(node_id)
+        return ring_preview("leave", node_id)
+
+    async def change_settings(
+        self, settings: Mapping[str, int | None], *, actor: str
+    ) -> SettingsDocument:
+        self.settings.update(settings)
+        self.wishes.append(("settings", actor))
+        return SettingsDocument(
+            repair_bytes_per_second=self.settings.get("repair_bytes_per_second") or 1,
+            scrub_bytes_per_second=2,
+            scrub_interval_seconds=3,
+        )
+
+    async def resume_collection(self, *, actor: str) -> None:
+        self.wishes.append(("resume", actor))
+
+    @staticmethod
+    def _check(node_id: str) -> None:
+        if node_id not in {"n1", "n2"}:
+            raise ApiError("no_such_member", f"there is no node {node_id}")
+
+
+@dataclass
 class FakeCluster:
     """What a node would say about itself."""
 
     reason: str | None = None
     joins: list[bytes] = field(default_factory=list)
+    membership: FakeMembership = field(default_factory=FakeMembership)
 
     def status(self) -> ClusterDocument:
-        return ClusterDocument(
-            cluster_id="c1",
-            cluster_version=1,
-            node_id="n1",
-            software_version="0.1.0",
-            quorum=True,
-            settled=None,
-            epoch=1,
-            generation=0,
-            replicas=3,
-            raft=RaftDocument(role="leader", term=1, leader="n1", commit_index=5, applied_index=5),
-            members=[
-                MemberDocument(
-                    node_id="n1",
-                    client_url="http://127.0.0.1:7070",
-                    peer_address="127.0.0.1:7071",
-                    raft_address="127.0.0.1:7072",
-                    zone="",
-                    weight=100,
-                    stage="voter",
-                    in_ring=True,
-                    reachable=None,
-                    software_version="0.1.0",
-                )
-            ],
-            load={"buffers_bytes": 0.0},
-        )
+        return cluster(member("n1"), load={"buffers_bytes": 0.0})
 
     def ring(self) -> RingDocument:
         return RingDocument(

@@ -21,7 +21,8 @@ from gateway.app import routes
 from gateway.documents import Problem
 from gateway.errors import CODES
 from gateway.openapi import docs_page, openapi_document
-from gateway.operations import COMMON_REFUSALS, OPERATIONS
+from gateway.operation import COMMON_REFUSALS
+from gateway.operations import OPERATIONS
 from gateway.paths import parse_target
 from metadata_raft.commands import FAILURE_CODES
 from tests.gateway.serving import Serving, contents, serving
@@ -47,6 +48,7 @@ def test_templates_lead_to_themselves() -> None:
     for operation in OPERATIONS:
         raw = operation.template.replace("{bucket}", "box").replace("{path}", "a/b")
         raw = raw.replace("{file_id}", "1").replace("{key_id}", "0123456789abcdef")
+        raw = raw.replace("{node_id}", "01234567-89ab-cdef-0123-456789abcdef")
         assert parse_target(raw).route == operation.template
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -78,6 +78,9 @@ def gateway_of(metadata: StatusMetadata, condition: Condition) -> ClusterGateway
         admission=cast(Admission, None),
         condition=condition,
         ring=ring,  # type: ignore[arg-type]
+        answers=cast(Any, None),
+        holdings=cast(Any, None),
+        workers=cast(Any, None),
         identity=Identity(cluster_id="c", node_id=OWN, stage="member"),
         software_version="0.1.0",
     )

@@ -9,13 +9,31 @@ from pathlib import Path
 
 import pytest
 
-from gateway.documents import NewKey, NewToken, TokenCreation
+from gateway.documents import (
+    ClusterDocument,
+    LeaveRequest,
+    MemberDocument,
+    NewKey,
+    NewToken,
+    TokenCreation,
+)
 from gateway.errors import ApiError
 from node import control
 from node.control import ControlError, ControlServer
+from tests.fakes.documents import cluster, member
 
 
 class FakeNode:
+    def __init__(self) -> None:
+        self.leaving: list[bool] = []
+
+    async def leave(self, *, reduce_copies: bool) -> MemberDocument:
+        self.leaving.append(reduce_copies)
+        return member("n1", intent="leave")
+
+    def status(self) -> ClusterDocument:
+        return cluster(member("n1"))
+
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken:
         return NewToken(token=f"token of {actor}", lifetime_seconds=lifetime_seconds)
 
@@ -24,11 +42,16 @@ class FakeNode:
 
 
 @pytest.fixture
-async def directory(tmp_path: Path) -> AsyncIterator[str]:
+def node() -> FakeNode:
+    return FakeNode()
+
+
+@pytest.fixture
+async def directory(tmp_path: Path, node: FakeNode) -> AsyncIterator[str]:
     # Deeper than a Unix socket's address could name.
     path = tmp_path / ("d" * 100) / ("e" * 100)
     path.mkdir(parents=True)
-    server = ControlServer(str(path), FakeNode())
+    server = ControlServer(str(path), node)
     await server.start()
     yield str(path)
     await server.stop()
@@ -40,6 +63,17 @@ async def test_a_call_is_answered_however_long_the_path_is(directory: str) -> No
         control.call, directory, "/token", NewToken, TokenCreation(lifetime_seconds=9)
     )
     assert token == NewToken(token="token of system", lifetime_seconds=9)
+
+
+async def test_a_node_is_told_to_leave_without_a_key(directory: str, node: FakeNode) -> None:
+    """Who owns the machine may say that its node is to leave, and may watch it."""
+    told = await asyncio.to_thread(control.call, directory, "/leave", MemberDocument)
+    assert told.intent == "leave"
+    request = LeaveRequest(reduce_copies=True)
+    await asyncio.to_thread(control.call, directory, "/leave", MemberDocument, request)
+    assert node.leaving == [False, True]
+    seen = await asyncio.to_thread(control.call, directory, "/status", ClusterDocument)
+    assert [each.node_id for each in seen.members] == ["n1"]
 
 
 async def test_others_cannot_open_the_socket(directory: str) -> None:

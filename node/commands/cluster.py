@@ -1,0 +1,100 @@
+"""`holdfast cluster`: what holds for all nodes together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import click
+import msgspec
+
+from gateway.documents import SettingsChange, SettingsDocument
+from node.commands import connection, output
+from node.commands.quantities import duration, parse_rate, parse_seconds
+
+DEFAULT_WORD = "default"
+
+
+@click.group("cluster")
+def command() -> None:
+    """Settings of the whole cluster."""
+
+
+@command.command("settings")
+@click.option(
+    "--set",
+    "changes",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Change one, as repair_bytes_per_second=50MB; may be repeated.",
+)
+@connection.options
+def settings(
+    *, changes: Sequence[str], url: str | None, key_file: str | None, as_json: bool
+) -> None:
+    """Show the settings that hold for all nodes, or change some: they take effect at once.
+
+    Rates are given with a unit (50MB, 64MiB; 0: without limit), times as 90s, 12h or 14d, and
+    `default` is the value that the program comes with.
+    """
+    change = parse_changes(changes)
+    connected = connection.connect(url, key_file)
+
+    async def work() -> SettingsDocument:
+        async with connected.client() as client:
+            if changes:
+                return await client.change_settings(change)
+            return msgspec.convert((await client.cluster()).settings, SettingsDocument)
+
+    document = connection.run(work)
+    if as_json:
+        output.print_json(document)
+        return
+    output.print_table(
+        ("setting", "value"),
+        [(name, shown(name, value)) for name, value in msgspec.structs.asdict(document).items()],
+    )
+
+
+@command.command("resume-collection")
+@connection.options
+def resume_collection(*, url: str | None, key_file: str | None, as_json: bool) -> None:
+    """Let space be reclaimed again after the metadata was restored from a backup.
+
+    Do this once what the backup did not know has been looked through: chunks that only newer files
+    referred to are kept until then, and go after it.
+    """
+    connected = connection.connect(url, key_file)
+
+    async def work() -> None:
+        async with connected.client() as client:
+            await client.resume_collection()
+
+    connection.run(work)
+    if as_json:
+        output.print_json({"collection_held": False})
+    else:
+        click.echo("Space is reclaimed again.")
+
+
+def parse_changes(changes: Sequence[str]) -> SettingsChange:
+    """`NAME=VALUE` each; raises click.UsageError naming what there is."""
+    known: dict[str, Callable[[str], int]] = {
+        name: parse_rate if name.endswith("_bytes_per_second") else parse_seconds
+        for name in SettingsDocument.__struct_fields__
+    }
+    values: dict[str, int | None] = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or name not in known:
+            raise click.UsageError(
+                f"{change!r} is not NAME=VALUE with a setting of these: {', '.join(known)}"
+            )
+        values[name] = None if text == DEFAULT_WORD else known[name](text)
+    return SettingsChange(**values)
+
+
+def shown(name: str, value: int) -> str:
+    """A value with its unit."""
+    if name.endswith("_bytes_per_second"):
+        return f"{output.size(value)}/s" if value else "without limit"
+    return duration(value)
