@@ -62,6 +62,9 @@ class ReplicatedView:
     def generation(self) -> int:
         return self._metadata.applied().generation
 
+    def collection_held(self) -> bool:
+        return self._metadata.applied().collection_held
+
     async def refresh(self) -> None:
         """Raises NoQuorumError where a majority can't be asked."""
         await self._metadata.barrier()

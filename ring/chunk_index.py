@@ -226,12 +226,14 @@ class ChunkIndex:
             )
         ]
 
-    def quarantined(self, limit: int) -> list[bytes]:
-        """Return up to `limit` ids of quarantined chunks, in order."""
+    def quarantined(self, limit: int, *, after: bytes = b"") -> list[bytes]:
+        """Return up to `limit` ids of quarantined chunks greater than `after`, in order."""
         return [
             chunk_id
             for (chunk_id,) in self._reader().execute(
-                "SELECT chunk_id FROM chunks WHERE quarantined ORDER BY chunk_id LIMIT ?", (limit,)
+                "SELECT chunk_id FROM chunks WHERE quarantined AND chunk_id > ?"
+                " ORDER BY chunk_id LIMIT ?",
+                (after, limit),
             )
         ]
 

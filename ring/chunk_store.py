@@ -323,9 +323,9 @@ class DiskChunkStore:
         """See `ChunkStore.ids`."""
         return self._index.ids(after, limit, below=below)
 
-    def quarantined(self, limit: int) -> list[bytes]:
+    def quarantined(self, limit: int, *, after: bytes = b"") -> list[bytes]:
         """See `ChunkStore.quarantined`."""
-        return self._index.quarantined(limit)
+        return self._index.quarantined(limit, after=after)
 
     def partition_digests(self) -> list[PartitionDigest]:
         """See `ChunkStore.partition_digests`."""

@@ -1,10 +1,13 @@
 """Gives back the space of chunks that nothing refers to any more (rule D4).
 
-After each new generation this node's chunks are gone through once. A chunk is deleted when the
+After each new generation this node's chunks are gone through once, the healthy and then the
+quarantined ones, whether the ring wants them here or not. A chunk is deleted when the
 generation this node has applied is two above the chunk's touch and, in the state that has that
 generation, nothing refers to it; both are asked last in the store's writer thread, in this order,
 and the store deletes only if the touch has not risen meanwhile. So no clock decides, an upload in
 progress is never collected, and a node that lags only collects later.
+
+While the state holds collection, as one restored from a backup does, nothing is deleted (D10).
 """
 
 from __future__ import annotations
@@ -46,26 +49,41 @@ class Collector:
         """The generation of the last pass that was begun."""
         self._cursor: bytes | None = None
         """Where the present pass is; None between two."""
+        self._is_among_damaged = False
+        """Whether it has come to the quarantined chunks, which are listed apart."""
         self.chunks_collected = 0
 
     async def work(self) -> float:
         """Look at one page of chunks, and delete what may go; returns seconds until the next."""
+        if self._view.collection_held():
+            # Once it goes on, everything is to be looked at anew.
+            self._passed, self._cursor = -1, None
+            return IDLE_SECONDS
         if self._cursor is None:
             generation = self._view.generation()
             if generation == self._passed or self._store.statistics().touch_floor is None:
                 return IDLE_SECONDS
             self._passed, self._cursor = generation, b""
+            self._is_among_damaged = False
         page, unreferenced = await asyncio.get_running_loop().run_in_executor(
             self._workers, self._look, self._cursor
         )
         for start in range(0, len(unreferenced), DELETIONS_AT_ONCE):
             await self._delete(unreferenced[start : start + DELETIONS_AT_ONCE])
-        self._cursor = page[-1] if page else None
+        if page:
+            self._cursor = page[-1]
+        elif self._is_among_damaged:
+            self._cursor = None
+        else:
+            self._cursor, self._is_among_damaged = b"", True
         return PAUSE_SECONDS
 
     def _look(self, after: bytes) -> tuple[list[bytes], list[bytes]]:
         """Worker thread: a page of ids, and those of them that nothing refers to."""
-        page = self._store.ids(after, PAGE_SIZE)
+        if self._is_among_damaged:
+            page = self._store.quarantined(PAGE_SIZE, after=after)
+        else:
+            page = self._store.ids(after, PAGE_SIZE)
         referenced = self._live.referenced(page)
         return page, [chunk_id for chunk_id in page if chunk_id not in referenced]
 
@@ -84,6 +102,8 @@ class Collector:
 
     def _is_wanted(self, row: ChunkRow) -> bool:
         """Writer thread: the generation first, so that the references are at least as new."""
+        if self._view.collection_held():
+            return True
         if self._view.generation() < row.touch + COLLECTABLE_AFTER:
             return True
         return row.chunk_id in self._live.referenced([row.chunk_id])

@@ -209,8 +209,9 @@ class ChunkStore(Protocol):
         With `below`, only ids smaller than that.
         """
 
-    def quarantined(self, limit: int) -> list[bytes]:
-        """Return up to `limit` ids of quarantined chunks, in order. Any thread."""
+    def quarantined(self, limit: int, *, after: bytes = b"") -> list[bytes]:
+        """Return up to `limit` ids of quarantined chunks greater than `after`, in order. Any
+        thread."""
 
     def partition_digests(self) -> list[PartitionDigest]:
         """Return the digests of all 4,096 partitions. Any thread."""
@@ -236,6 +237,11 @@ class ClusterView(Protocol):
 
     def generation(self) -> int:
         """The generation of the newest state this node has applied (rule D4)."""
+
+    def collection_held(self) -> bool:
+        """Whether that state forbids every deletion for the time being (rule D10): it was restored
+        from a backup, and what files of after the backup refer to looks unreferenced. Any thread.
+        """
 
     async def refresh(self) -> None:
         """Return once the view is at least as new as the cluster was when this was called."""

@@ -178,8 +178,9 @@ class MemoryChunkStore:
             each for each in self._healthy() if each > after and (below is None or each < below)
         ][:limit]
 
-    def quarantined(self, limit: int) -> list[bytes]:
-        return sorted(each for each, chunk in self._chunks.items() if chunk.quarantined)[:limit]
+    def quarantined(self, limit: int, *, after: bytes = b"") -> list[bytes]:
+        found = (each for each, chunk in self._chunks.items() if chunk.quarantined)
+        return sorted(each for each in found if each > after)[:limit]
 
     def partition_digests(self) -> list[PartitionDigest]:
         counts, digests = [0] * PARTITION_COUNT, [0] * PARTITION_COUNT

@@ -43,6 +43,7 @@ class FixedView:
         self.past: list[Membership] = []
         self.coming: Membership | None = None
         self.number = 1
+        self.held = False
         self.refreshes = 0
         self.refresh_error: Exception | None = None
 
@@ -54,6 +55,9 @@ class FixedView:
 
     def generation(self) -> int:
         return self.number
+
+    def collection_held(self) -> bool:
+        return self.held
 
     async def refresh(self) -> None:
         self.refreshes += 1

@@ -375,6 +375,7 @@ class ChunkStoreConformance(abc.ABC):
         assert await store.touch([chunk_id], touch=5) == [False]
         assert store.ids(b"", 10) == []
         assert store.quarantined(10) == [chunk_id]
+        assert store.quarantined(10, after=chunk_id) == []
         statistics = store.statistics()
         assert (statistics.chunks, statistics.quarantined) == (0, 1)
         assert statistics.damage_found == 1

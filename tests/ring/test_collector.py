@@ -11,6 +11,7 @@ from blake3 import blake3
 from ring import collector
 from ring.codec import encode
 from ring.collector import Collector
+from ring.errors import ChunkDamagedError
 from tests.fakes.chunk_store import MemoryChunkStore
 from tests.fakes.ring_nodes import FixedView, LiveSet
 
@@ -105,3 +106,40 @@ async def test_many_chunks_are_gone_through_in_pages(
     kept = set(ids[::3])
     world.live.chunks.update(kept)
     assert set(await world.whole_pass(3)) == kept
+
+
+async def test_a_damaged_chunk_goes_by_the_same_rule(world: World) -> None:
+    """Quarantined bytes are kept while a file may need them, and take no space after that."""
+    chunk_ids = [await world.put(bytes([number]), touch=1) for number in range(5)]
+    world.live.chunks.add(chunk_ids[0])
+    for chunk_id in chunk_ids[:3]:
+        world.store.damage(chunk_id)
+        with pytest.raises(ChunkDamagedError):
+            await world.store.get(chunk_id)
+    assert await world.whole_pass(2) == sorted(chunk_ids[3:])
+    assert await world.whole_pass(3) == []
+    assert world.store.quarantined(10) == [chunk_ids[0]]
+    assert world.store.statistics().allocated_bytes == 1
+
+
+async def test_nothing_is_deleted_while_collection_is_held(world: World) -> None:
+    """Rule D10: files of after the backup are unknown to a restored state, their chunks look like
+    garbage. Once an operator lets collection go on it needs no new generation to begin."""
+    chunk_id = await world.put(b"a", touch=1)
+    world.view.held = True
+    assert await world.whole_pass(9) == [chunk_id]
+    world.view.held = False
+    assert await world.whole_pass(9) == []
+
+
+async def test_a_state_that_holds_collection_stops_a_pass_under_way(world: World) -> None:
+    """A restored state may arrive between the look at a page and its deletions."""
+
+    class Restored(LiveSet):
+        def referenced(self, chunk_ids: Sequence[bytes]) -> set[bytes]:
+            world.view.held = True
+            return set()
+
+    world.collector._live = Restored()
+    chunk_id = await world.put(b"a", touch=1)
+    assert await world.whole_pass(9) == [chunk_id]
