@@ -205,6 +205,11 @@ class DataPlane:
             [member.node_id for member in membership.members], membership.epoch
         )
 
+    def own_settled_epoch(self) -> int | None:
+        """The current epoch, where all that it wants of this node is here."""
+        status = self._repairer.status()
+        return status.epoch if status.settled else None
+
     async def answers(self, member: Member) -> bool:
         """Whether a node answers right now, or did at the last probe."""
         probed = self._probe.probed(member.node_id)

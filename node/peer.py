@@ -43,6 +43,7 @@ from node.own_membership import OwnMembership
 from node.peer_probe import Probed
 from node.ports import sentence
 from node.settings import Settings
+from node.settled_reporter import SettledReporter
 from ring.identity import ClusterIdentity
 from ring.members import Member, NodeId
 from ring.worker import Job
@@ -124,7 +125,10 @@ class Node:
         await self._start_control()
         # Before this node is a full member: it may lead already, and then its own way into the ring
         # is for itself to make.
-        self._data.run(self._leader_jobs())
+        reporter = SettledReporter(
+            self._metadata, self._identity.node_id, self._data.own_settled_epoch
+        )
+        self._data.run({"settled": reporter, **self._leader_jobs()})
         self._closers.append(self._data.rest)
         await self._become_member()
         self._unready = None
