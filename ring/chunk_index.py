@@ -23,7 +23,7 @@ from ring.digests import partition_range
 from ring.errors import IndexDamagedError, StoreFullError
 from ring.interfaces import CHUNK_ID_SIZE, Codec, PartitionDigest
 from ring.members import PARTITION_COUNT
-from ring.record import align
+from ring.record import RECORD_SIZE_MAX, align
 
 INDEX_FORMAT_VERSION = 1
 
@@ -34,6 +34,10 @@ and getting it back from a busy event loop can take milliseconds."""
 _IDS_PER_QUERY = 256
 
 _PAST_ALL_IDS = b"\xff" * (CHUNK_ID_SIZE + 1)
+_NO_SPACE = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+"""The second: the file that the connections share can't grow."""
+
+_SUFFIXES = ("-wal", "-shm", "")
 
 _SCHEMA = """
 CREATE TABLE meta (
@@ -168,6 +172,21 @@ class ChunkIndex:
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = NORMAL")
             self._load()
+        self._identities = self._current_identities()
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def is_in_place(self) -> bool:
+        """Whether the files of the index are those that were opened.
+
+        SQLite goes on with files that were removed or replaced, and what it commits is lost.
+        """
+        return self._current_identities() == self._identities
+
+    def _current_identities(self) -> list[tuple[int, int] | None]:
+        return [_identity(self._path + suffix) for suffix in _SUFFIXES]
 
     def _load(self) -> None:
         connection = self._writer
@@ -178,6 +197,8 @@ class ChunkIndex:
                 f"BEGIN; {_SCHEMA}"
                 f"INSERT INTO meta VALUES (1, {INDEX_FORMAT_VERSION}, 0, 0, 0, 0, 0); COMMIT;"
             )
+        # Also for indexes that were made before there was a scrub.
+        connection.execute("CREATE INDEX IF NOT EXISTS chunks_in_order ON chunks (volume, start)")
         version, *totals = connection.execute(
             "SELECT format_version, chunks, plain_bytes, stored_bytes, allocated_bytes, quarantined"
             " FROM meta"
@@ -237,6 +258,14 @@ class ChunkIndex:
             )
         ]
 
+    def rows_in_order(self, volume: int, start: int, limit: int) -> list[IndexRow]:
+        """Return up to `limit` rows as they lie on the disk, from a place in a volume on."""
+        rows = self._reader().execute(
+            "SELECT * FROM chunks WHERE (volume, start) >= (?, ?) ORDER BY volume, start LIMIT ?",
+            (volume, start, limit),
+        )
+        return [_row(values) for values in rows]
+
     def volumes(self) -> list[VolumePosition]:
         return [
             VolumePosition(number, key, indexed_up_to, bool(sealed))
@@ -248,7 +277,8 @@ class ChunkIndex:
     def rows_beyond(self, volume: int, size: int) -> list[IndexRow]:
         """Return the healthy rows whose records reach past `size`: what a volume has lost."""
         rows = self._reader().execute(
-            "SELECT * FROM chunks WHERE volume = ? AND NOT quarantined", (volume,)
+            "SELECT * FROM chunks WHERE volume = ? AND start > ? AND NOT quarantined",
+            (volume, size - RECORD_SIZE_MAX),
         )
         return [row for row in map(_row, rows) if row.offset + row.record_length > size]
 
@@ -417,9 +447,17 @@ class ChunkIndex:
 
 def remove_index(path: str) -> None:
     """Remove an index and what belongs to it, so that a new one is built from the volumes."""
-    for suffix in ("-wal", "-shm", ""):
+    for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + suffix)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _counted(totals: IndexTotals, row: IndexRow, sign: int) -> IndexTotals:
@@ -444,6 +482,6 @@ def _translated(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if error.sqlite_errorname == "SQLITE_FULL":
+        if error.sqlite_errorname in _NO_SPACE:
             raise StoreFullError(f"no space left for the chunk index {path}") from error
         raise IndexDamagedError(path, str(error)) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from blake3 import blake3
 
@@ -19,7 +19,7 @@ from ring.codec import decode, decode_into
 from ring.errors import RecordError, RingError
 from ring.filesystem import Buffer
 from ring.interfaces import BLOCK_CHECKSUM_SIZE, BLOCK_SIZE, CHUNK_SIZE_LIMIT, Codec
-from ring.record import RecordHeader
+from ring.record import ALIGNMENT, RecordHeader, decode_header
 from ring.volume import Volume
 
 PARTIAL_READ_MINIMUM = 256 * 1024
@@ -115,16 +115,47 @@ class ChunkReader:
             header = self._volume(row).read_header(row.offset, from_disk=from_disk)
         except (RecordError, OSError) as error:
             raise UnsoundError(str(error)) from error
-        same = (
-            header.chunk_id == row.chunk_id
-            and header.codec == row.codec
-            and header.payload_start == row.payload_start
-            and header.payload_length == row.payload_length
-            and header.plain_length == row.plain_length
-        )
-        if not same:
-            raise UnsoundError(f"the record at {row.offset} of volume {row.volume} is another one")
+        _check_same(row, header)
         return header
+
+    def unsound(self, rows: Sequence[IndexRow]) -> list[tuple[IndexRow, str]]:
+        """Return those of neighbouring records whose header or contents are bad on the disk.
+
+        `rows` lie in one volume, in the order of their offsets; all that lies between the first and
+        the last is read at once. What looks bad so is read once more by itself.
+        """
+        start, end = rows[0].offset, rows[-1].offset + rows[-1].record_length
+        try:
+            data = self._volume(rows[0]).read_from_disk(start, end - start)
+        except (UnsoundError, OSError):
+            # A bad sector spoils the whole read, and mostly one record.
+            data = b""
+        found: list[tuple[IndexRow, str]] = []
+        for row in rows:
+            if not self._is_sound_in(row, memoryview(data)[row.offset - start :]):
+                try:
+                    self.check_header(row, from_disk=True)
+                    self.read_small(row, from_disk=True)
+                except UnsoundError as error:
+                    found.append((row, str(error)))
+        return found
+
+    def _is_sound_in(self, row: IndexRow, data: memoryview) -> bool:
+        """Whether the record of a row stands at the start of `data`, whole."""
+        try:
+            header = decode_header(
+                data[:ALIGNMENT],
+                key=self._volume(row).key,
+                volume=row.volume,
+                offset=row.offset,
+            )
+            payload = data[row.payload_start : row.payload_start + row.payload_length]
+            _check_same(row, header)
+            _check_length(row, len(payload))
+            self._verified(row, self._decoded(row, payload))
+        except (RecordError, UnsoundError):
+            return False
+        return True
 
     def _volume(self, row: IndexRow) -> Volume:
         volume = self._volumes.get(row.volume)
@@ -154,7 +185,7 @@ class ChunkReader:
         return payload
 
     @staticmethod
-    def _decoded(row: IndexRow, payload: bytes) -> Buffer:
+    def _decoded(row: IndexRow, payload: Buffer) -> Buffer:
         try:
             return decode(payload, row.codec, row.plain_length)
         except ValueError as error:
@@ -165,6 +196,18 @@ class ChunkReader:
         if blake3(plaintext).digest() != row.chunk_id:
             raise UnsoundError("the contents have another hash")
         return plaintext
+
+
+def _check_same(row: IndexRow, header: RecordHeader) -> None:
+    same = (
+        header.chunk_id == row.chunk_id
+        and header.codec == row.codec
+        and header.payload_start == row.payload_start
+        and header.payload_length == row.payload_length
+        and header.plain_length == row.plain_length
+    )
+    if not same:
+        raise UnsoundError(f"the record at {row.offset} of volume {row.volume} is another one")
 
 
 def _check_length(row: IndexRow, count: int) -> None:

@@ -44,9 +44,10 @@ from ring.interfaces import (
     StoredContent,
     StoreStatistics,
 )
-from ring.record import DIRECT_PAYLOAD_MINIMUM, align
+from ring.record import DIRECT_PAYLOAD_MINIMUM, RECORD_SIZE_MAX, align
 from ring.store_changes import NewRecord, StoreChanges, StoreLimits
 from ring.store_recovery import Recovered, open_index, prepare_directory, recover
+from ring.store_scrub import StoreScrub
 from ring.store_writer import StoreWriter
 from ring.touches import Touches
 
@@ -109,6 +110,16 @@ class DiskChunkStore:
         )
         self._writer = StoreWriter(self._changes, on_failure=self._on_failure)
         self._writer.start()
+        self.scrub = StoreScrub(
+            filesystem=self._filesystem,
+            index=self._index,
+            volumes=self._volumes,
+            reader=self._reader,
+            writer=self._writer,
+            in_worker=self._in_worker,
+            quarantine=self._quarantine,
+            on_damage=self._on_damage,
+        )
 
     def _open(self) -> Recovered:
         filesystem, directory = self._filesystem, self._directory
@@ -123,14 +134,14 @@ class DiskChunkStore:
                 remove_index(self._index_path)
                 self._index = ChunkIndex(self._index_path)
                 return recover(filesystem, directory, self._index)
-        except OSError as error:
+        except (OSError, StoreFullError) as error:
             raise StoreFailedError(f"the chunk store in {directory}: {error}") from error
 
     async def close(self) -> None:
         """Work off what was asked for and close the files. No call may be under way or follow."""
         await self._writer.stop()
         self._index.close()
-        for volume in self._volumes.values():
+        for volume in [*self._volumes.values(), *self._changes.abandoned]:
             volume.close()
 
     # --- writing -------------------------------------------------------------------------------
@@ -355,6 +366,7 @@ class DiskChunkStore:
             damage_found=self._damage_found + counters.records_quarantined,
             touch_floor=self._catalog.touch_floor,
             writable=self._writer.failure is None,
+            full=self._changes.room() < RECORD_SIZE_MAX,
         )
 
     # --- within --------------------------------------------------------------------------------

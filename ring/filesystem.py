@@ -17,6 +17,9 @@ from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
 
+FileIdentity = tuple[int, int]
+"""Device and inode. An open file keeps its own, whatever becomes of its name."""
+
 
 class File(Protocol):
     """An open file; offsets and lengths are in bytes. Usable from several threads.
@@ -54,6 +57,9 @@ class File(Protocol):
 
     def size(self) -> int: ...
 
+    def identity(self) -> FileIdentity:
+        """Which file this is; `FileSystem.identity` of its path says the same while it is there."""
+
     def close(self) -> None: ...
 
 
@@ -87,6 +93,12 @@ class FileSystem(Protocol):
 
     def free_bytes(self, path: str) -> int:
         """What an ordinary user may still write on the file system that holds `path`."""
+
+    def total_bytes(self, path: str) -> int:
+        """The size of the file system that holds `path`."""
+
+    def identity(self, path: str) -> FileIdentity | None:
+        """Which file has this path now; None where there is none."""
 
 
 def read_file(filesystem: FileSystem, path: str) -> bytes:
@@ -176,6 +188,10 @@ class RealFile:
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
 
+    def identity(self) -> FileIdentity:
+        status = os.fstat(self._descriptor)
+        return status.st_dev, status.st_ino
+
     def close(self) -> None:
         os.close(self._descriptor)
 
@@ -220,6 +236,17 @@ class RealFileSystem:
     def free_bytes(self, path: str) -> int:
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
+
+    def total_bytes(self, path: str) -> int:
+        status = os.statvfs(path)
+        return status.f_blocks * status.f_frsize
+
+    def identity(self, path: str) -> FileIdentity | None:
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
 
 
 _VECTOR_LIMIT = 1024

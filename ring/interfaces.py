@@ -138,6 +138,8 @@ class StoreStatistics:
     touch_floor: int | None
     writable: bool
     """False after a write error: reads go on, writes and deletions are refused."""
+    full: bool
+    """Quota and disk leave no room for a chunk of full length; shorter ones may still fit."""
 
 
 class ChunkStore(Protocol):

@@ -75,6 +75,10 @@ RECORD_HEADER_SIZE_MAX = (
 )
 assert RECORD_HEADER_SIZE_MAX <= ALIGNMENT
 
+RECORD_SIZE_MAX = ALIGNMENT + CHUNK_SIZE_LIMIT
+"""Bytes of the record of a chunk of full length. (Payloads never grow: what zstd can't shorten is
+stored raw.)"""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordHeader:

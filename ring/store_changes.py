@@ -117,6 +117,8 @@ class StoreChanges:
         self._unindexed: list[Transition] = []
         self._unindexed_bytes = 0
         self.counters = ChangeCounters()
+        self.abandoned: list[Volume] = []
+        """Volumes whose files were removed under the store; reads may be under way on them."""
 
     # --- adding --------------------------------------------------------------------------------
 
@@ -178,7 +180,7 @@ class StoreChanges:
     def _lay_out(self, records: Sequence[NewRecord], volume: Volume) -> list[RecordHeader]:
         """Return the headers of the group: at least one. Raises StoreFullError."""
         start = offset = self._end
-        room = self._room()
+        room = self.room()
         headers: list[RecordHeader] = []
         for record in records:
             end = offset + record.length
@@ -207,7 +209,8 @@ class StoreChanges:
             )
         return headers
 
-    def _room(self) -> int:
+    def room(self) -> int:
+        """Bytes that quota and reserve leave for records; may be below nought. Any thread."""
         room = self._filesystem.free_bytes(self._directory) - self._limits.reserve
         if self._limits.quota is not None:
             used = self._index.totals().allocated_bytes + self._unindexed_bytes
@@ -311,6 +314,33 @@ class StoreChanges:
         self._index.apply(IndexChange(transitions=[Transition(row, marked)]))
         self.counters.records_quarantined += 1
         return True
+
+    def inspect(self, number: int) -> list[bytes]:
+        """Look whether a volume's file still is what the index takes it for.
+
+        Chunks that lie beyond its end, or all where the file was removed or replaced, are
+        quarantined; returns their ids. Raises StoreFullError where that can't be written down.
+        """
+        self.update_index()
+        volume = self._volumes.get(number)
+        if volume is None:
+            return []
+        is_in_place = volume.is_in_place(self._filesystem)
+        if not is_in_place and volume is self._current:
+            # What is written to it from here on would be gone with this process.
+            self._current = None
+        rows = self._index.rows_beyond(number, volume.size() if is_in_place else 0)
+        for start in range(0, len(rows), UNINDEXED_LIMIT):
+            batch = rows[start : start + UNINDEXED_LIMIT]
+            self._index.apply(
+                IndexChange(
+                    transitions=[Transition(row, row._replace(quarantined=True)) for row in batch]
+                )
+            )
+            self.counters.records_quarantined += len(batch)
+        if not is_in_place:
+            self.abandoned.append(self._volumes.pop(number))
+        return [row.chunk_id for row in rows]
 
     def seal(self) -> None:
         """Remember that the current volume had a write error: no more records go into it.

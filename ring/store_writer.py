@@ -57,6 +57,12 @@ class _Quarantine:
 
 
 @dataclass(frozen=True, slots=True)
+class _Inspect:
+    future: asyncio.Future[list[bytes]]
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
 class _UpdateIndex:
     future: asyncio.Future[None]
 
@@ -67,7 +73,7 @@ class _Recount:
     partition: int
 
 
-_Operation = _Write | _Delete | _Quarantine | _UpdateIndex | _Recount
+_Operation = _Write | _Delete | _Quarantine | _Inspect | _UpdateIndex | _Recount
 
 
 class StoreWriter:
@@ -129,6 +135,20 @@ class StoreWriter:
         future: asyncio.Future[bool] = self._loop.create_future()
         self._enqueue(_Recount(future, partition))
         return future
+
+    def inspect(self, volume: int) -> asyncio.Future[list[bytes]]:
+        """Queue a look at a volume's file; the result is the chunks that it has lost."""
+        future: asyncio.Future[list[bytes]] = self._loop.create_future()
+        self._enqueue(_Inspect(future, volume))
+        return future
+
+    def fail(self, failure: StoreFailedError) -> None:
+        """Take no more changes, as after a failed write; what waits in the queue fails too."""
+        with self._wake:
+            if self.failure is not None:
+                return
+            self.failure = failure
+        self._on_failure(failure)
 
     def update_index(self) -> asyncio.Future[None]:
         """Queue a commit of the index; done when it reflects all that was queued before."""
@@ -208,10 +228,13 @@ class StoreWriter:
         self, batch: Sequence[_Operation], resolve: Callable[[_Outcomes], None]
     ) -> None:
         for operation in batch:
-            if isinstance(operation, _Quarantine):
+            if isinstance(operation, _Quarantine | _Inspect):
                 outcome: object
                 try:
-                    outcome = self._changes.quarantine(operation.row)
+                    if isinstance(operation, _Quarantine):
+                        outcome = self._changes.quarantine(operation.row)
+                    else:
+                        outcome = self._changes.inspect(operation.volume)
                 except StoreFullError as error:
                     outcome = error
                 resolve([(operation, outcome)])

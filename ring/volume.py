@@ -122,6 +122,14 @@ class Volume:
     def size(self) -> int:
         return self._file.size()
 
+    def is_in_place(self, filesystem: FileSystem) -> bool:
+        """Whether the volume's path still leads to the file that is open here.
+
+        One that was removed or replaced can be read and written as before, but not by the next
+        start.
+        """
+        return filesystem.identity(self.path) == self._file.identity()
+
     # --- writing -------------------------------------------------------------------------------
 
     def append(

@@ -45,7 +45,7 @@ class MemoryChunkStore:
     def __init__(self, *, quota_bytes: int | None = None) -> None:
         self.failure: str | None = None
         self.on_damage: Callable[[bytes], None] | None = None
-        self._quota_bytes = quota_bytes
+        self.quota_bytes = quota_bytes
         self._chunks: dict[bytes, _Chunk] = {}
         self._floor: int | None = None
         self._gate = asyncio.Event()
@@ -102,9 +102,9 @@ class MemoryChunkStore:
             except asyncio.CancelledError as error:
                 interruption = error
         del self._in_flight[chunk_id]
-        used = sum(len(chunk.content.payload) for chunk in self._chunks.values())
-        if self._quota_bytes is not None and used + len(content.payload) > self._quota_bytes:
-            full = StoreFullError(f"{used} of {self._quota_bytes} bytes are used")
+        used = self._used()
+        if self.quota_bytes is not None and used + len(content.payload) > self.quota_bytes:
+            full = StoreFullError(f"{used} of {self.quota_bytes} bytes are used")
             future.set_exception(full)
             future.exception()
             raise full
@@ -205,7 +205,7 @@ class MemoryChunkStore:
             chunks=len(healthy),
             plain_bytes=sum(content.plain_length for content in healthy),
             stored_bytes=stored,
-            allocated_bytes=sum(len(chunk.content.payload) for chunk in self._chunks.values()),
+            allocated_bytes=self._used(),
             quarantined=len(self._chunks) - len(healthy),
             volumes=1,
             queue_depth=len(self._in_flight),
@@ -216,9 +216,13 @@ class MemoryChunkStore:
             damage_found=self._damage_found,
             touch_floor=self._floor,
             writable=self.failure is None,
+            full=self.quota_bytes is not None and self._used() >= self.quota_bytes,
         )
 
     # --- within --------------------------------------------------------------------------------
+
+    def _used(self) -> int:
+        return sum(len(chunk.content.payload) for chunk in self._chunks.values())
 
     def _healthy(self) -> list[bytes]:
         return sorted(each for each, chunk in self._chunks.items() if not chunk.quarantined)

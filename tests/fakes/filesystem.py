@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ring.filesystem import Buffer
+from ring.filesystem import Buffer, FileIdentity
 from tests.fakes.disk_state import (
     BLOCK_SIZE,
     SECTOR_SIZE,
@@ -216,6 +216,17 @@ class FakeFileSystem:
                 return UNLIMITED_BYTES
             return max(0, self.capacity_bytes - self.allocated_bytes())
 
+    def total_bytes(self, path: str) -> int:
+        return UNLIMITED_BYTES if self.capacity_bytes is None else self.capacity_bytes
+
+    def identity(self, path: str) -> FileIdentity | None:
+        with self._lock:
+            self._alive()
+            try:
+                return 0, id(self._inode(path))
+            except FileNotFoundError:
+                return None
+
     # --- within --------------------------------------------------------------------------------
 
     def _parent(self, path: str) -> tuple[Directory, str]:
@@ -354,6 +365,9 @@ class FakeFile:
         with self._disk._lock:
             self._check(0, 0)
             return len(self._inode.current.content)
+
+    def identity(self) -> FileIdentity:
+        return 0, id(self._inode)
 
     def close(self) -> None:
         self._closed = True

@@ -353,7 +353,7 @@ async def test_repair_keeps_the_touch_it_brings() -> None:
 async def test_a_full_store_is_told_apart() -> None:
     """A sender learns that it was space that lacked."""
     async with ring_cluster(2) as cluster:
-        cluster.nodes[1].store._quota_bytes = 0
+        cluster.nodes[1].store.quota_bytes = 0
         with pytest.raises(StoreFullError, match=cluster.nodes[1].node_id):
             await _put(cluster, _target())
 

@@ -132,9 +132,9 @@ async def test_two_of_three_down_is_no_quorum() -> None:
 async def test_full_disks_fail_a_write_only_where_no_quorum_is_left() -> None:
     """One full node of three is stood in for by the others' quorum; two are "storage full"."""
     async with ring_cluster(3) as cluster:
-        cluster.nodes[1].store._quota_bytes = 0
+        cluster.nodes[1].store.quota_bytes = 0
         await cluster.nodes[0].write(_random(1000))
-        cluster.nodes[2].store._quota_bytes = 0
+        cluster.nodes[2].store.quota_bytes = 0
         with pytest.raises(StoreFullError, match=cluster.nodes[1].node_id):
             await cluster.nodes[0].write(_random(2000))
 
