@@ -61,6 +61,13 @@ AGAIN_SECONDS = 5.0
 MISSING_SECONDS = 60.0
 """The same where nobody has what is lacking: only a node that comes back from afar helps."""
 
+FULL_SECONDS = 10.0
+"""How long a node that had no room for a copy is offered none: each try moves a whole chunk for
+nothing, so there is one at a time, until one fits."""
+
+LOOKED_THROUGH = 4096
+"""Of the queue in one unit of work, where most of it is for nodes that are full: a millisecond."""
+
 ROUND_SECONDS = 1.0
 """Pause between two looks at an empty queue and an unchanged epoch."""
 
@@ -120,6 +127,10 @@ class Repairer:
         self._queue: OrderedDict[Task, int] = OrderedDict()
         """Lacking copies, and the generation at which each became known."""
         self._retry_at: float = 0.0
+        self._full: dict[NodeId, float] = {}
+        """Nodes that had no room, and when each may be tried again."""
+        self._waits_for_room = False
+        """A sweep could not bring all because this node is full."""
         self._sweep: _Sweep | None = None
         self._next_sweep_at: float = 0.0
         self._sweep_pause = SWEEP_SECONDS_MIN
@@ -163,6 +174,10 @@ class Repairer:
         now = asyncio.get_running_loop().time()
         if not ring.copies:
             return ROUND_SECONDS
+        if self._waits_for_room and not self._store.statistics().full:
+            self._waits_for_room = False
+            self._full.pop(self._node_id, None)
+            self._next_sweep_at = now
         if self._queue and now >= self._retry_at:
             return await self._work_queue(ring)
         if self._sweep is not None and self._sweep.epoch != ring.epoch:
@@ -179,7 +194,11 @@ class Repairer:
     # --- the queue ---------------------------------------------------------------------------
 
     async def _work_queue(self, ring: Ring) -> float:
-        batch = dict(self._queue.popitem(last=False) for _ in range(_limit(self._queue)))
+        batch = self._next_batch()
+        if not batch:
+            # All that was looked at is for full nodes.
+            self._retry_at = asyncio.get_running_loop().time() + ROUND_SECONDS
+            return ROUND_SECONDS
         wanted = await self._wanted(batch)
         tasks = [task for task in wanted if task[1] in ring.owners(task[0])]
         before = self._bytes_copied
@@ -191,6 +210,23 @@ class Repairer:
             # Nothing went: don't turn round and round while a node is down.
             self._retry_at = asyncio.get_running_loop().time() + AGAIN_SECONDS
         return (self._bytes_copied - before) / RATE_BYTES_MAX
+
+    def _next_batch(self) -> dict[Task, int]:
+        """Take the next tasks off the queue; those of full nodes go to its end."""
+        batch: dict[Task, int] = {}
+        for _ in range(min(len(self._queue), LOOKED_THROUGH)):
+            task, generation = self._queue.popitem(last=False)
+            if self._is_full(task[1]):
+                self._queue[task] = generation
+                continue
+            batch[task] = generation
+            if len(batch) == COPIES_PER_UNIT:
+                break
+        return batch
+
+    def _is_full(self, node: NodeId) -> bool:
+        """Whether a node is to be left alone for now because it has no room."""
+        return asyncio.get_running_loop().time() < self._full.get(node, 0.0)
 
     async def _wanted(self, batch: Mapping[Task, int]) -> list[Task]:
         """Those whose chunk is referenced, or too new to be collected if it never is (D10)."""
@@ -239,7 +275,11 @@ class Repairer:
             self._sweep_pause = min(self._sweep_pause * 2, SWEEP_SECONDS_MAX)
             return 0.0
         self._sweep_pause = SWEEP_SECONDS_MIN
-        if sweep.failed:
+        if sweep.failed and self._node_id in self._full:
+            # The next one begins as soon as there is room, and would find the same until then.
+            self._waits_for_room = True
+            self._next_sweep_at = now + SWEEP_SECONDS_MAX
+        elif sweep.failed:
             alone = sweep.failed <= len(self._missing)
             self._next_sweep_at = now + (MISSING_SECONDS if alone else AGAIN_SECONDS)
         else:
@@ -266,6 +306,12 @@ class Repairer:
 
     async def _copy(self, ring: Ring, chunk_id: bytes, node: NodeId) -> bool:
         """Returns whether there is nothing more to do about it."""
+        if self._is_full(node):
+            self._copies_failed += 1
+            return False
+        if node in self._full:
+            # One try for all: its time is over, but whether there is room now shows only so.
+            self._full[node] = asyncio.get_running_loop().time() + FULL_SECONDS
         try:
             if node == self._node_id:
                 copied = await self._pull(ring, chunk_id)
@@ -275,10 +321,12 @@ class Repairer:
             _log.error("a referenced chunk can't be repaired: %s", error)
             self._missing.add(chunk_id)
         except StoreFullError as error:
-            _log.warning("no room for a copy of chunk %s: %s", chunk_id.hex(), error)
+            self._full[node] = asyncio.get_running_loop().time() + FULL_SECONDS
+            _log.warning("no room on node %s for chunk %s: %s", node, chunk_id.hex(), error)
         except RingError as error:
             _log.info("no copy of chunk %s on node %s yet: %s", chunk_id.hex(), node, error)
         else:
+            self._full.pop(node, None)
             self._copies_made += 1
             self._bytes_copied += copied
             return True
@@ -290,6 +338,8 @@ class Repairer:
         (stat,) = await self._store.stat([chunk_id])
         if stat is not None and not stat.quarantined:
             return 0
+        if self._store.statistics().full:
+            raise StoreFullError("this node has no room for a whole chunk")
         fetched = await self._fetcher.fetch(chunk_id)
         try:
             touch = await self._touch_elsewhere(ring, chunk_id)

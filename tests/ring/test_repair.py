@@ -8,6 +8,11 @@ from collections.abc import Iterable
 import pytest
 from blake3 import blake3
 
+from ring import repair
+from ring.interfaces import PutOutcome
+from ring.members import Member, NodeId
+from ring.peer_client import FetchedContent
+from ring.peer_wire import PutTarget
 from ring.replicator import ChunkWritten
 from tests.fakes.ring_nodes import RingCluster, eventually, ring_cluster
 
@@ -218,3 +223,78 @@ async def test_pages_of_a_sweep_are_all_visited(monkeypatch: pytest.MonkeyPatch)
         await _work(cluster, [1], units=40)
         assert all(cluster.holders(each) == [0, 1] for each in chunk_ids)
         assert cluster.nodes[1].repairer.status().settled
+
+
+async def test_a_full_node_is_left_alone_until_it_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fetches nothing that it can't keep, and all that it lacks within one unit of there being
+    room: not after a pause, and not only after the next epoch."""
+    async with ring_cluster(2, in_ring=1) as cluster:
+        chunk_ids = await _write_referenced(cluster, 12)
+        newcomer = cluster.nodes[1]
+        newcomer.store.quota_bytes = 0
+        fetched: list[bytes] = []
+        fetch = newcomer.fetcher.fetch
+
+        async def counted(chunk_id: bytes) -> FetchedContent:
+            fetched.append(chunk_id)
+            return await fetch(chunk_id)
+
+        monkeypatch.setattr(newcomer.fetcher, "fetch", counted)
+        cluster.change_ring(range(2))
+        await _work(cluster, [1], units=40)
+        assert fetched == []
+        assert newcomer.repairer.status().remaining == 12
+        assert not newcomer.repairer.status().settled
+        newcomer.store.quota_bytes = None
+        await _work(cluster, [1], units=12)
+        assert sorted(fetched) == sorted(chunk_ids)
+        assert newcomer.repairer.status().settled
+
+
+async def test_a_full_node_is_offered_one_copy_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever noted what it lacks tries once in a while, and goes on with other nodes meanwhile."""
+    async with ring_cluster(3) as cluster:
+        full, other = cluster.nodes[1], cluster.nodes[2]
+        full.store.quota_bytes = 0
+        contents = [_random(500, seed) for seed in range(40)]
+        written = [await cluster.nodes[0].write(content) for content in contents]
+        cluster.live.chunks.update(each.chunk_id for each in written)
+        writer = cluster.nodes[0].repairer
+        await eventually(lambda: writer.status().remaining == 40)
+        offered: list[NodeId] = []
+        put = cluster.nodes[0].client.put
+
+        async def counted(member: Member, target: PutTarget, payload: memoryview) -> PutOutcome:
+            offered.append(member.node_id)
+            return await put(member, target, payload)
+
+        monkeypatch.setattr(cluster.nodes[0].client, "put", counted)
+        await _work(cluster, [0], units=30)
+        # The first batch may have begun as many as are under way at once before the first answer.
+        assert offered.count(full.node_id) <= repair.COPIES_AT_ONCE
+        await other.store.delete(written[0].chunk_id, unless=lambda _: False)
+        writer.note_lacking(written[0].chunk_id, other.node_id)
+        monkeypatch.setattr(writer, "_retry_at", 0.0)
+        await _work(cluster, [0], units=1)
+        assert other.node_id in offered
+        assert offered.count(full.node_id) <= repair.COPIES_AT_ONCE
+
+
+async def test_a_full_node_takes_copies_again_when_its_time_has_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first copy that fits ends the pause for all others."""
+    async with ring_cluster(3) as cluster:
+        full = cluster.nodes[1]
+        full.store.quota_bytes = 0
+        written = [await cluster.nodes[0].write(_random(500, seed)) for seed in range(8)]
+        cluster.live.chunks.update(each.chunk_id for each in written)
+        writer = cluster.nodes[0].repairer
+        await eventually(lambda: writer.status().remaining == 8)
+        await _work(cluster, [0], units=3)
+        full.store.quota_bytes = None
+        for _ in range(4):
+            monkeypatch.setattr(writer, "_full", dict.fromkeys(writer._full, 0.0))
+            monkeypatch.setattr(writer, "_retry_at", 0.0)
+            await _work(cluster, [0], units=1)
+        assert all(1 in cluster.holders(each.chunk_id) for each in written)
