@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 
 from aiohttp import web
 
+from metadata_raft.records import ClusterSettings
 from node.encryption import PeerEncryption
 from node.errors import DataDirectoryError, PortTakenError
 from node.machine import MachineGauge
@@ -35,6 +36,8 @@ from ring.placement import Ring, build_ring
 from ring.repair import Repairer
 from ring.replicator import Replicator
 from ring.ring_cache import RingCache
+from ring.scrub import Scrubber, ScrubStatus
+from ring.store_changes import StoreLimits
 from ring.worker import Job, Worker
 
 INDEX_NAME = "index.db"
@@ -54,6 +57,7 @@ class DataPlane:
         live: LiveChunks,
         members: Callable[[], Sequence[Member]],
         workers: Executor,
+        cluster_settings: Callable[[], ClusterSettings],
         on_failure: Callable[[StoreFailedError], None],
     ) -> None:
         self._settings = settings
@@ -63,13 +67,20 @@ class DataPlane:
         self.pool = BufferPool(half)
         self._peer_pool = BufferPool(half)
         self._node_id = identity.node_id
+        self._workers = workers
+        self._filesystem = RealFileSystem()
+        self._directory = directory
+        self._cluster_settings = cluster_settings
         self._rings = RingCache(view, workers)
         self._store = DiskChunkStore(
-            filesystem=RealFileSystem(),
+            filesystem=self._filesystem,
             directory=directory,
             index_path=os.path.join(directory, INDEX_NAME),
             workers=workers,
             pool=self.pool,
+            limits=StoreLimits(
+                quota=settings.chunk_quota_bytes or None, reserve=settings.disk_reserve_bytes
+            ),
             on_failure=on_failure,
             on_damage=lambda chunk_id: self._note_lacking(chunk_id, self._node_id),
         )
@@ -132,6 +143,7 @@ class DataPlane:
                 signed=encryption is None,
                 settled=lambda: self._repairer.status().settled,
                 figures=self.load,
+                scrub=self.scrub,
             )
         )
 
@@ -142,6 +154,17 @@ class DataPlane:
         except StoreFailedError as error:
             raise DataDirectoryError(f"{error}.") from error
         self._closers.append(self._store.close)
+        self._scrubber = Scrubber(
+            store=self._store.scrub,
+            filesystem=self._filesystem,
+            directory=self._directory,
+            workers=self._workers,
+            total=lambda: self._store.statistics().allocated_bytes,
+            rate=lambda: self._cluster_settings().scrub_bytes_per_second,
+            interval=lambda: self._cluster_settings().scrub_interval_seconds,
+            # What clients send and fetch lies in these buffers.
+            is_busy=lambda: self.pool.leased_bytes > 0,
+        )
 
     async def serve(self) -> None:
         """Answer peers, and be able to ask them. Raises PortTakenError."""
@@ -162,6 +185,7 @@ class DataPlane:
             "repair": self._repairer,
             "anti-entropy": self._anti_entropy,
             "collector": self._collector,
+            "scrub": self._scrubber,
             "peer probe": self._probe,
             "machine": self._machine,
         }
@@ -239,6 +263,16 @@ class DataPlane:
         """What another node said of itself last, and when; None where it was never asked."""
         return self._probe.probed(node_id)
 
+    def scrub(self) -> int:
+        """Begin a scrub of this node; returns the number of whole passes when it has ended."""
+        return self._scrubber.start_now()
+
+    async def scrub_member(self, member: Member) -> int:
+        """The same of any node. Raises RingError."""
+        if member.node_id == self._node_id:
+            return self.scrub()
+        return await self._client.scrub(member)
+
     def load(self) -> Mapping[str, float]:
         """All that this node shows of itself, by name, units last.
 
@@ -246,12 +280,15 @@ class DataPlane:
         """
         store, repair = self._store.statistics(), self._repairer.status()
         entropy = self._anti_entropy.status()
+        scrub = self._scrubber.status()
         return {
             "chunks": store.chunks,
             "chunks_plain_bytes": store.plain_bytes,
             "chunks_stored_bytes": store.stored_bytes,
             "disk_allocated_bytes": store.allocated_bytes,
             "store_writable": float(store.writable),
+            "chunk_quota_bytes": self._settings.chunk_quota_bytes,
+            "store_full": float(store.full),
             "quarantined_chunks": store.quarantined,
             "damage_found": store.damage_found,
             "buffers_leased_bytes": self.pool.leased_bytes + self._peer_pool.leased_bytes,
@@ -267,6 +304,15 @@ class DataPlane:
             "anti_entropy_exchanged_bytes": entropy.bytes_exchanged,
             "anti_entropy_lacking_chunks": entropy.chunks_lacking,
             "anti_entropy_repaired_digests": entropy.digests_repaired,
+            "scrub_running": float(scrub.is_running),
+            "scrub_passes": scrub.passes,
+            "scrub_done_bytes": scrub.done_bytes,
+            "scrub_total_bytes": scrub.total_bytes,
+            "scrub_bytes_per_second": round(scrub.bytes_per_second),
+            "scrub_eta_seconds": round(scrub.eta_seconds or 0.0),
+            "scrub_damage_found": scrub.damage_found,
+            "scrub_age_seconds": round(scrub.age_seconds),
+            **({"scrub_percent": _percent(scrub)} if scrub.is_running else {}),
         }
 
     def _note_lacking(self, chunk_id: bytes, node_id: NodeId) -> None:
@@ -277,3 +323,7 @@ class DataPlane:
     def _reachable(self, node_id: NodeId) -> bool | None:
         probed = self._probe.probed(node_id)
         return None if probed is None else probed.reachable
+
+
+def _percent(scrub: ScrubStatus) -> float:
+    return round(100 * scrub.done_bytes / max(1, scrub.total_bytes), 1)

@@ -113,6 +113,7 @@ class Node:
             live=ReplicatedLiveChunks(self._metadata),
             members=self._members,
             workers=self._workers,
+            cluster_settings=lambda: self._metadata.applied().settings,
             on_failure=self._fail,
         )
         await self._data.open()

@@ -81,6 +81,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     buffer_budget_bytes: Annotated[
         int, msgspec.Meta(ge=64 * MIB, description="a number of bytes, at least 67108864")
     ] = 256 * MIB
+    chunk_quota_bytes: Annotated[
+        int, msgspec.Meta(ge=0, description="a number of bytes, or 0 for no quota")
+    ] = 0
+    """What this node's chunks may occupy on its disk."""
+    disk_reserve_bytes: Annotated[
+        int, msgspec.Meta(ge=64 * MIB, description="a number of bytes, at least 67108864")
+    ] = 256 * MIB
+    """Free space that chunks leave alone: Raft takes ordinary commands down to 32 MiB only, and the
+    index grows too."""
     generation_interval_seconds: Annotated[
         float, msgspec.Meta(ge=0.05, description="a number of seconds, at least 0.05")
     ] = 1800.0

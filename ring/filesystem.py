@@ -94,9 +94,6 @@ class FileSystem(Protocol):
     def free_bytes(self, path: str) -> int:
         """What an ordinary user may still write on the file system that holds `path`."""
 
-    def total_bytes(self, path: str) -> int:
-        """The size of the file system that holds `path`."""
-
     def identity(self, path: str) -> FileIdentity | None:
         """Which file has this path now; None where there is none."""
 
@@ -236,10 +233,6 @@ class RealFileSystem:
     def free_bytes(self, path: str) -> int:
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
-
-    def total_bytes(self, path: str) -> int:
-        status = os.statvfs(path)
-        return status.f_blocks * status.f_frsize
 
     def identity(self, path: str) -> FileIdentity | None:
         try:

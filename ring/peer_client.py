@@ -33,6 +33,7 @@ from ring.peer_wire import (
     PeerStatus,
     PutAnswer,
     PutTarget,
+    ScrubAnswer,
     SmallPut,
     chunk_path,
     decode_ids,
@@ -195,6 +196,11 @@ class PeerClient:
 
     async def status(self, member: Member) -> PeerStatus:
         return await self._ask(member, "GET", f"{PREFIX}/node", b"", PeerStatus)
+
+    async def scrub(self, member: Member) -> int:
+        """Let a peer begin a scrub; returns the passes it will have ended by then."""
+        answer = await self._ask(member, "POST", f"{PREFIX}/scrub", b"", ScrubAnswer)
+        return answer.passes
 
     async def _ask(
         self,

@@ -56,6 +56,7 @@ from ring.peer_wire import (
     PutAnswer,
     PutTarget,
     Refusal,
+    ScrubAnswer,
     SmallPut,
     Welcome,
     decode_ids,
@@ -100,12 +101,13 @@ def make_peer_application(
     signed: bool,
     settled: Callable[[], bool] = lambda: False,
     figures: Callable[[], Mapping[str, float]] = dict,
+    scrub: Callable[[], int] | None = None,
 ) -> web.Application:
     """Build the application for the peer port; serve it with `peer_runner`.
 
     `pool` must be used for nothing else. `signed` asks for signatures: set it wherever the listener
     is not one with `ring.tls.server_context`. `settled` tells how repair on this node stands,
-    `figures` all else that it shows of itself.
+    `figures` all else that it shows of itself; `scrub` begins one, and tells its number.
     """
     server = _PeerServer(
         store,
@@ -117,6 +119,7 @@ def make_peer_application(
         signed=signed,
         settled=settled,
         figures=figures,
+        scrub=scrub,
     )
     application = web.Application(client_max_size=BODY_LIMIT)
     application.router.add_routes(server.routes())
@@ -147,9 +150,11 @@ class _PeerServer:
         signed: bool,
         settled: Callable[[], bool],
         figures: Callable[[], Mapping[str, float]],
+        scrub: Callable[[], int] | None,
     ) -> None:
         self._settled = settled
         self._figures = figures
+        self._begin_scrub = scrub
         self._store = store
         self._view = view
         self._rings = rings
@@ -186,6 +191,7 @@ class _PeerServer:
                 self._guard(self._partition_ids),
             ),
             web.get(f"{PREFIX}/node", self._guard(self._node)),
+            web.post(f"{PREFIX}/scrub", self._guard(self._scrub)),
         ]
 
     # --- who is let in -----------------------------------------------------------------------
@@ -458,12 +464,17 @@ class _PeerServer:
                 generation=self._view.generation(),
                 chunks=statistics.chunks,
                 stored_bytes=statistics.stored_bytes,
-                writable=statistics.writable,
+                writable=statistics.writable and not statistics.full,
                 requests_active=self._active,
                 settled=self._settled(),
                 figures=dict(self._figures()),
             )
         )
+
+    async def _scrub(self, request: web.Request) -> web.StreamResponse:  # noqa: ARG002 # a handler.
+        if self._begin_scrub is None:
+            raise MalformedError("this node does not scrub")
+        return answer_document(ScrubAnswer(passes=self._begin_scrub()))
 
 
 def _challenge_length(request: web.Request) -> int:

@@ -16,6 +16,7 @@ is described in docs/format.md.
     GET  /peer/1/slice-digests/<epoch>/<partition>      fingerprints of a partition's slices
     GET  /peer/1/partition-ids/<epoch>/<partition>/<slice, or ->/<after, or ->    ids, in order
     GET  /peer/1/node                                   PeerStatus
+    POST /peer/1/scrub                                  begin a scrub; ScrubAnswer
 """
 
 from __future__ import annotations
@@ -140,6 +141,13 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it found here all that the epoch wants here; see `ring/repair.py: RepairStatus`."""
     figures: dict[str, float] = {}
     """What it shows of itself, by name with the unit last; for people, no decision hangs on it."""
+
+
+class ScrubAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A scrub begins soon."""
+
+    passes: int
+    """What the node's figure `scrub_passes` will be when it has ended."""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):

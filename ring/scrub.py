@@ -105,8 +105,9 @@ class ScrubStatus:
 class Scrubber:
     """A `ring.worker.Job`. `start_now` and `status` may be called at any time on its loop.
 
-    `rate` gives bytes per second (0: no limit) and `interval` the seconds between two passes, both
-    as they are now; `total` the bytes of all records, and `is_busy` whether clients are served.
+    `rate` gives bytes per second (0: no limit) and `interval` the seconds between two passes (0:
+    only on request), both as they are now; `total` gives the bytes of all records, and `is_busy`
+    whether clients are served.
     """
 
     def __init__(
@@ -211,9 +212,9 @@ class Scrubber:
         return self._record is not None and self._record.under_way is not None
 
     def _is_due(self, record: ScrubRecord) -> bool:
-        age = self._wall_clock() - record.ended_at
+        age, interval = self._wall_clock() - record.ended_at, self._interval()
         # A time to come is one of a clock that was wrong: it must not put passes off for years.
-        return self._is_asked or age >= self._interval() or age < 0
+        return self._is_asked or (interval > 0 and not 0 <= age < interval)
 
     async def _begin(self, record: ScrubRecord) -> ScrubRecord:
         end = await self._store.end()
@@ -267,18 +268,23 @@ class Scrubber:
         if rate <= 0:
             self._debt_bytes = 0.0
             return 0.0
-        self._debt_bytes = max(0.0, self._debt_bytes - elapsed * rate)
+        self._debt_bytes -= elapsed * rate
+        # The rest of a byte is what rounding leaves.
+        if self._debt_bytes < 1:
+            self._debt_bytes = 0.0
         return min(self._debt_bytes / rate, PAUSE_SECONDS_MAX)
 
     # --- what is kept ------------------------------------------------------------------------
 
     async def _load(self) -> ScrubRecord:
-        record = await asyncio.get_running_loop().run_in_executor(self._workers, self._read)
-        if record is None:
-            record = ScrubRecord(ended_at=self._wall_clock())
+        found = await asyncio.get_running_loop().run_in_executor(self._workers, self._read)
+        record = found if found is not None else ScrubRecord(ended_at=self._wall_clock())
         if record.under_way is not None:
             self._measured_from = (self._clock(), record.under_way.done_bytes)
         self._record = record
+        if found is None:
+            # A node that is restarted often would never be an interval old.
+            await self._save()
         return record
 
     def _read(self) -> ScrubRecord | None:

@@ -216,9 +216,6 @@ class FakeFileSystem:
                 return UNLIMITED_BYTES
             return max(0, self.capacity_bytes - self.allocated_bytes())
 
-    def total_bytes(self, path: str) -> int:
-        return UNLIMITED_BYTES if self.capacity_bytes is None else self.capacity_bytes
-
     def identity(self, path: str) -> FileIdentity | None:
         with self._lock:
             self._alive()
