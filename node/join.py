@@ -212,9 +212,9 @@ class Admission:
             }:
                 raise ApiError(
                     "address_taken",
-                    f"its addresses are those of node {member.node_id}: if the disk of that node "
+                    f"its addresses are those of node {member.node_id}; if the disk of that node "
                     f"was wiped or replaced, remove it first (`holdfast remove {member.node_id}` "
-                    "on another node) and join again with the same token",
+                    "on another node), then join again",
                 )
 
 

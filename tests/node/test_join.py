@@ -154,3 +154,21 @@ async def test_a_token_survives_being_copied_and_says_when_it_did_not(
     assert token.secret.hex() not in repr(token)
     with pytest.raises(JoinError, match="is not one"):
         JoinToken.parse(token.text()[:-9])
+
+
+async def test_nobody_joins_with_the_addresses_of_a_member(
+    admission: Admission, metadata: FakeMetadata
+) -> None:
+    """A wiped node, started again as it was, is told which one to remove; the token stays good."""
+    token = await new_token(admission)
+    await ask_to_join(token, *joining(token))
+    again = await new_token(admission)
+    identity, wiped = joining(again, 3)
+    for address in ("peer_address", "raft_address"):
+        taken = msgspec.structs.replace(wiped, **{address: getattr(make_member(2), address)})
+        with pytest.raises(ApiError, match=f"holdfast remove {make_member(2).node_id}") as raised:
+            await ask_to_join(again, identity, taken)
+        assert (raised.value.code, raised.value.retryable) == ("address_taken", False)
+    with metadata.snapshot() as snapshot:
+        assert len(snapshot.members()) == 2
+    await ask_to_join(again, identity, wiped)

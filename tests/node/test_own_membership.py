@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from metadata_raft.commands import SYSTEM, AdmitMember, ChangeRing, CreateJoinToken, SetMemberStage
+from metadata_raft.commands import (
+    SYSTEM,
+    AdmitMember,
+    ChangeRing,
+    CreateJoinToken,
+    Done,
+    SetMemberIntent,
+    SetMemberStage,
+)
 from metadata_raft.errors import NoQuorumError, OutcomeUnknownError, RemovedError
 from node import own_membership
 from node.data_directory import Identity
@@ -120,3 +129,76 @@ async def test_the_steps_into_the_ring_are_told(metadata: Metadata) -> None:
         "Joining: learner",
         "Joining: voter",
     ]
+
+
+async def two_members(metadata: Metadata) -> Identity:
+    """A second member with a place in the ring; returns its identity."""
+    await metadata.bootstrap()
+    await metadata.submit(CreateJoinToken(token_id="t", secret_hash=bytes(32), actor=SYSTEM))
+    await metadata.submit(AdmitMember(token_id="t", secret_hash=bytes(32), member=make_member(2)))
+    second = make_member(2).node_id
+    await metadata.submit(SetMemberStage(node_id=second, stage="voter", expected_stage="joining"))
+    nodes = (make_member(1).node_id, second)
+    await metadata.submit(ChangeRing(expected_epoch=1, node_ids=nodes))
+    return msgspec.structs.replace(IDENTITY, node_id=second, stage="member")
+
+
+async def intend(metadata: Metadata, identity: Identity, intent: str) -> None:
+    command = SetMemberIntent(
+        node_id=identity.node_id, actor=SYSTEM, intent=intent, reduce_copies=True
+    )
+    assert isinstance(await metadata.submit(command), Done)
+
+
+@pytest.mark.parametrize("intent", ["drain", "leave"])
+async def test_a_node_that_is_not_wanted_in_the_ring_does_not_wait_for_it(
+    metadata: Metadata, intent: str
+) -> None:
+    """Started anew while it drains or leaves, it serves clients like any other."""
+    identity = await two_members(metadata)
+    await intend(metadata, identity, intent)
+    first = (make_member(1).node_id,)
+    await metadata.submit(ChangeRing(expected_epoch=2, node_ids=first))
+    own = membership(metadata, identity)
+    async with asyncio.timeout(10):
+        await own.watch()
+    assert not own.in_ring
+
+
+async def test_a_node_that_waits_for_the_ring_notices_its_removal(metadata: Metadata) -> None:
+    """It would wait for ever for a place that it never gets."""
+    await two_members(metadata)
+    metadata.is_removed = True
+    waiting = msgspec.structs.replace(IDENTITY, node_id=make_member(9).node_id)
+    async with asyncio.timeout(10):
+        with pytest.raises(MembershipError, match="was removed from its cluster"):
+            await membership(metadata, waiting).watch()
+
+
+async def test_what_is_wanted_of_a_node_is_told_once(metadata: Metadata) -> None:
+    """Whoever looks at its output sees why it moves its chunks."""
+    identity = await two_members(metadata)
+    said: list[str] = []
+    own = membership(metadata, identity, said)
+    for intent in ("stay", "drain", "drain", "stay", "leave"):
+        await intend(metadata, identity, intent)
+        own.look()
+    assert [line.split(":")[0] for line in said] == ["Draining", "Staying", "Leaving"]
+
+
+async def test_a_node_that_was_told_to_leave_ends_well(
+    metadata: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 0, and it has left for good; one that was removed ends with 1."""
+    monkeypatch.setattr(own_membership, "LOOK_SECONDS", 0.001)
+    identity = await two_members(metadata)
+    for intent, exit_code, sentence in (
+        ("leave", 0, "has left its cluster"),
+        ("remove", 1, "was removed from its cluster for good"),
+    ):
+        await intend(metadata, identity, intent)
+        metadata.is_removed = True
+        async with asyncio.timeout(10):
+            end = await membership(metadata, identity).follow()
+        assert sentence in str(end)
+        assert (end.exit_code, end.left) == (exit_code, True)
