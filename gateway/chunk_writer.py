@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from gateway.backends import Backends
 from gateway.interfaces import ChunkWritten
+from gateway.restaging import submit_references
 from metadata_raft.chunk_references import pack
 from metadata_raft.commands import (
     INLINE_SIZE_LIMIT,
@@ -215,17 +216,19 @@ class ChunkWriter:
         if self._upload_id is None:
             self._upload_id = secrets.token_bytes(16)
         assert self._oldest_epoch is not None
-        await self._backends.submit_patiently(
-            StageSegment(
-                upload_id=self._upload_id,
-                actor=self._actor,
-                bucket=self._bucket,
-                ordinal=self._segments_staged,
-                chunks=pack(self._references),
-                generation=self._generation,
-                oldest_epoch=self._oldest_epoch,
-            ),
-            request_id=new_request_id(),
+        command = StageSegment(
+            upload_id=self._upload_id,
+            actor=self._actor,
+            bucket=self._bucket,
+            ordinal=self._segments_staged,
+            chunks=pack(self._references),
+            generation=self._generation,
+            oldest_epoch=self._oldest_epoch,
+        )
+        await submit_references(
+            self._backends,
+            command,
+            lambda each: self._backends.submit_patiently(each, request_id=new_request_id()),
         )
         self._segments_staged += 1
         self._references.clear()

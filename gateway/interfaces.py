@@ -99,10 +99,20 @@ class ChunkWritten(Protocol):
     def epoch(self) -> int: ...
 
 
+class ChunksTouched(Protocol):
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def confirmed(self) -> Sequence[bool]: ...
+
+
 class Chunks(Protocol):
     """The replicated chunks (docs/architecture.md, `Replicator`)."""
 
     async def write(self, lease: Lease, length: int, *, generation: int) -> ChunkWritten: ...
+
+    async def touch(self, chunk_ids: Sequence[bytes], *, generation: int) -> ChunksTouched: ...
 
     async def read(
         self, chunk_id: bytes, *, length: int, start: int = 0, end: int | None = None

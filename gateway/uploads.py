@@ -22,6 +22,7 @@ from gateway.interfaces import Snapshot
 from gateway.multipart import FormFile, MultipartError
 from gateway.paths import parse_query
 from gateway.preconditions import MalformedConditionError, for_write
+from gateway.restaging import submit_references
 from gateway.upload_headers import (
     UploadHeaders,
     checked_content_type,
@@ -30,7 +31,7 @@ from gateway.upload_headers import (
     parse_upload_headers,
 )
 from metadata_raft.apply_files import precondition_refusal
-from metadata_raft.commands import DeleteFile, FilePut, Preconditions, PutFile
+from metadata_raft.commands import DeleteFile, FilePut, Preconditions, PutFile, Result
 from metadata_raft.request_ids import new_request_id
 
 BULK_SIZE = 8 * 1024 * 1024
@@ -205,12 +206,16 @@ class Uploads:
                 headers.preconditions,
             ),
         )
-        if staged.size_bytes > BULK_SIZE:
-            result = await self._backends.submit_patiently(
-                command, request_id=new_request_id(), idempotency=repetition
-            )
-        else:
-            result = await self._backends.submit(command, idempotency=repetition)
+        backends = self._backends
+
+        async def submit(command: PutFile) -> Result:
+            if staged.size_bytes > BULK_SIZE:
+                return await backends.submit_patiently(
+                    command, request_id=new_request_id(), idempotency=repetition
+                )
+            return await backends.submit(command, idempotency=repetition)
+
+        result = await submit_references(backends, command, submit)
         assert isinstance(result, FilePut)
         return result
 

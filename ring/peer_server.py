@@ -385,6 +385,8 @@ class _PeerServer:
         owned = [self._identity.node_id in ring.owners(chunk_id) for chunk_id in chunk_ids]
         asked = [chunk_id for chunk_id, own in zip(chunk_ids, owned, strict=True) if own]
         flags = iter(await self._store.touch(asked, touch=max(touch, self._view.generation())))
+        # As for writes: what is confirmed for an epoch was durable while it lasted.
+        await self._ring_at(epoch)
         return answer_document([next(flags) if own else False for own in owned])
 
     # --- reads -------------------------------------------------------------------------------

@@ -68,6 +68,14 @@ class ChunkWritten:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class ChunksTouched:
+    """Which chunks a quorum of their owners has confirmed, at the ring's `epoch`."""
+
+    epoch: int
+    confirmed: list[bool]
+
+
 class Replicator:
     """Reads and writes replicated chunks through one node. Belongs to one event loop."""
 
@@ -260,22 +268,40 @@ class Replicator:
 
     # --- confirmations -----------------------------------------------------------------------
 
-    async def touch(self, chunk_ids: Sequence[bytes], *, generation: int) -> list[bool]:
+    async def touch(self, chunk_ids: Sequence[bytes], *, generation: int) -> ChunksTouched:
         """Confirm chunks that may be there already: True where a quorum of owners has one durable
-        and has raised its touch (rules D1, D2). Nodes that can't be asked confirm nothing."""
-        ring = await self._rings.current()
+        and has raised its touch, all at one epoch (rules D1, D2). It is worth as much as a write
+        that returned that epoch. Nodes that can't be asked confirm nothing."""
+        for _ in range(EPOCH_ATTEMPTS):
+            ring = await self._rings.current()
+            try:
+                return await self._touch_at(ring, chunk_ids, generation)
+            except StaleEpochError:
+                await self._view.refresh()
+        return ChunksTouched(ring.epoch, [False] * len(chunk_ids))
+
+    async def _touch_at(
+        self, ring: Ring, chunk_ids: Sequence[bytes], generation: int
+    ) -> ChunksTouched:
+        """Raises StaleEpochError once anybody is found to be at a newer epoch."""
         by_node: dict[NodeId, list[bytes]] = defaultdict(list)
         for chunk_id in dict.fromkeys(chunk_ids):
             for node in ring.owners(chunk_id):
                 by_node[node].append(chunk_id)
         confirmed: dict[bytes, int] = dict.fromkeys(chunk_ids, 0)
         answers = await asyncio.gather(
-            *(self._touch_on(ring, node, ids, generation) for node, ids in by_node.items())
+            *(self._touch_on(ring, node, ids, generation) for node, ids in by_node.items()),
+            return_exceptions=True,
         )
         for holding in answers:
+            if isinstance(holding, BaseException):
+                raise holding
             for chunk_id in holding:
                 confirmed[chunk_id] += 1
-        return [confirmed[chunk_id] >= ring.quorum for chunk_id in chunk_ids]
+        # Answers of peers are for the epoch that they were asked at; this node's are so until now.
+        self._fence(ring)
+        flags = [confirmed[chunk_id] >= ring.quorum for chunk_id in chunk_ids]
+        return ChunksTouched(ring.epoch, flags)
 
     async def _touch_on(
         self, ring: Ring, node: NodeId, chunk_ids: list[bytes], generation: int
@@ -293,10 +319,12 @@ class Replicator:
                         member, batch, epoch=ring.epoch, touch=generation
                     )
                 holding += [chunk_id for chunk_id, flag in zip(batch, flags, strict=True) if flag]
+        except StaleEpochError as error:
+            if error.epoch > ring.epoch:
+                raise
+            _log.info("node %s confirms no chunks yet: %s", node, error)
         except RingError as error:
             _log.info("node %s confirms no chunks now: %s", node, error)
-        if self._view.membership().epoch != ring.epoch:
-            return []
         return holding
 
 

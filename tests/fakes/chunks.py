@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -22,6 +23,12 @@ class MemoryChunkWritten:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryChunksTouched:
+    epoch: int
+    confirmed: list[bool]
+
+
 class MemoryChunks:
     """The asynchronous interface of `Replicator`, as docs/architecture.md gives it."""
 
@@ -34,6 +41,12 @@ class MemoryChunks:
         self.fail_reads: list[Exception] = []
         self.gate: asyncio.Event | None = None
         """While it is there and not set, writes and reads wait for it."""
+        self.forgets = False
+        """Whether what is written is gone at once, as if collected."""
+        self.unconfirmed: set[bytes] = set()
+        """Chunks that can be read and are not where they belong: touches don't find them."""
+        self.touches: list[int] = []
+        """With which generation each touch came, in order."""
         self.generations: list[int] = []
         """With which generation each write came, in order."""
         self.writes_now = 0
@@ -59,8 +72,15 @@ class MemoryChunks:
             self.writes_now -= 1
             lease.release()
         chunk_id = blake3(contents).digest()
-        self.contents[chunk_id] = contents
+        if not self.forgets:
+            self.contents[chunk_id] = contents
+        self.unconfirmed.discard(chunk_id)
         return MemoryChunkWritten(chunk_id, length, epoch)
+
+    async def touch(self, chunk_ids: Sequence[bytes], *, generation: int) -> MemoryChunksTouched:
+        self.touches.append(generation)
+        there = self.contents.keys() - self.unconfirmed
+        return MemoryChunksTouched(self.epoch, [chunk_id in there for chunk_id in chunk_ids])
 
     async def read(
         self, chunk_id: bytes, *, length: int, start: int = 0, end: int | None = None

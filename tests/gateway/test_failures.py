@@ -210,14 +210,16 @@ async def test_too_many_requests_are_told_so(tmp_path: Path) -> None:
         assert [(await upload).status for upload in uploads] == [201, 201, 201]
 
 
-async def test_chunks_of_a_past_generation_are_not_referenced(gateway: Serving) -> None:
-    """Two generations after its chunks were written, an upload is refused to be staged again."""
+async def test_chunks_that_were_collected_are_not_referenced(gateway: Serving) -> None:
+    """Two generations after its chunks were written they may be gone: then the client must send
+    them again, and nothing is visible."""
     gateway.chunks.gate = asyncio.Event()
     upload = asyncio.create_task(gateway.file("PUT", "box/f", data=contents(4500)))
     await eventually(lambda: gateway.chunks.writes_now > 0)
     start = gateway.metadata.applied().generation
     for generation in (start, start + 1):
         await gateway.metadata.submit(AdvanceGeneration(expected=generation))
+    gateway.chunks.forgets = True
     gateway.chunks.gate.set()
     answer: Answer = await upload
     assert (answer.status, answer.code) == (503, "restage")

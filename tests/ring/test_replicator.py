@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections.abc import Sequence
 from contextlib import closing
 
 import msgspec
@@ -18,6 +19,7 @@ from ring.errors import (
     StoreFullError,
 )
 from ring.members import Membership
+from ring.replicator import ChunksTouched
 from ring.signatures import Session
 from tests.fakes.ring_nodes import eventually, ring_cluster
 
@@ -391,14 +393,50 @@ async def test_touches_are_confirmed_by_a_quorum_of_owners_only() -> None:
         nowhere = blake3(b"nowhere").digest()
         asked = [written.chunk_id, nowhere]
         gateway = cluster.nodes[3].replicator
-        assert await gateway.touch(asked, generation=5) == [True, False]
+        assert await gateway.touch(asked, generation=5) == ChunksTouched(1, [True, False])
         stat = (await cluster.nodes[1].store.stat([written.chunk_id]))[0]
         assert stat is not None
         assert stat.touch == 5
         await cluster.nodes[0].go_down()
-        assert await gateway.touch(asked, generation=6) == [True, False]
+        assert (await gateway.touch(asked, generation=6)).confirmed == [True, False]
         await cluster.nodes[1].go_down()
-        assert await gateway.touch(asked, generation=7) == [False, False]
+        assert (await gateway.touch(asked, generation=7)).confirmed == [False, False]
+
+
+async def test_a_touch_follows_the_ring() -> None:
+    """A gateway that lags is told so by the owners it asks, learns the ring and asks the right
+    ones; what it returns is of one epoch."""
+    async with ring_cluster(4, in_ring=3) as cluster:
+        written = await cluster.nodes[0].write(_random(1000))
+        await eventually(lambda: cluster.holders(written.chunk_id) == [0, 1, 2])
+        cluster.change_ring([1, 2, 3], told=[1, 2, 3])
+        touched = await cluster.nodes[0].replicator.touch([written.chunk_id], generation=5)
+        assert touched == ChunksTouched(2, [True])
+        cluster.change_ring([0, 3], told=[1, 2, 3])
+        touched = await cluster.nodes[0].replicator.touch([written.chunk_id], generation=6)
+        assert touched == ChunksTouched(3, [False])
+
+
+@pytest.mark.parametrize("asking", [0, 1])
+async def test_a_touch_counts_only_while_its_epoch_lasts(
+    asking: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An owner whose ring changes while it looks for the record confirms nothing for the ring of
+    before, be it a peer or the gateway's own node."""
+    async with ring_cluster(2, in_ring=1) as cluster:
+        written = await cluster.nodes[0].write(_random(1000))
+        owner = cluster.nodes[0].store
+        touch = owner.touch
+
+        async def changing(chunk_ids: Sequence[bytes], *, touch: int) -> list[bool]:
+            monkeypatch.undo()
+            cluster.change_ring([1], told=[0])
+            return await original(chunk_ids, touch=touch)
+
+        original = touch
+        monkeypatch.setattr(owner, "touch", changing)
+        touched = await cluster.nodes[asking].replicator.touch([written.chunk_id], generation=5)
+        assert touched == ChunksTouched(2, [False])
 
 
 async def test_receivers_raise_the_touch_to_their_own_generation() -> None:
