@@ -8,7 +8,8 @@ would, since it was sent after its read began: together with the leader that is 
 three voters, and is answered at once.
 
 `PendingReads` is every node's side: its waiting readers share one request to the leader at a time,
-and are released when the index is applied here. Plain data, without clock or I/O.
+and are released when the index is applied here. A late answer counts: for those who waited already
+when its request was sent. Plain data, without clock or I/O.
 """
 
 from __future__ import annotations
@@ -111,20 +112,32 @@ def request_is_majority(requester: NodeId, *, voters: Collection[NodeId], majori
     return requester in voters and majority <= 2
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    token: int
+    deadline: float
+    covered_from: int
+    """The first request that was sent after this reader began to wait: an answer to it or to a
+    later one is an answer to this reader."""
+
+
 class PendingReads:
     """The readers of one node, named by tokens of the caller's.
 
     Requests are numbered from `last_number` on. A node that restarts takes another one: what was
-    an answer to its former self must not answer a later read.
+    an answer to its former self must not answer a later read. An answer serves all readers that
+    waited when its request was sent, however late it comes and whatever was asked meanwhile: else a
+    leader that takes longer than `ASK_AGAIN_SECONDS` would never serve anybody.
     """
 
     def __init__(self, last_number: int = 0) -> None:
         self._waiting: list[tuple[int, float]] = []
-        self._asked: list[tuple[int, float]] = []
+        self._asked: list[_Waiter] = []
         self._asked_at = 0.0
         self._asked_whom: tuple[NodeId, int] | None = None
+        self._first_number = last_number + 1
         self._number = last_number
-        self._known: list[tuple[int, list[tuple[int, float]]]] = []
+        self._known: list[tuple[int, list[_Waiter]]] = []
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._asked) + sum(len(each) for _, each in self._known)
@@ -135,30 +148,37 @@ class PendingReads:
     def ask(self, leader: NodeId, term: int, now: float) -> int | None:
         """The number of a new request for all who wait, None where none is due.
 
-        One is on its way at a time; it is repeated where it went to another leader or got lost.
+        One is on its way at a time; another one follows where it went to another leader, or has no
+        answer for long.
         """
-        if self._asked and (
-            self._asked_whom != (leader, term) or now - self._asked_at >= ASK_AGAIN_SECONDS
-        ):
-            self.retry()
-        if self._asked or not self._waiting:
+        if not self._asked and not self._waiting:
             return None
-        self._asked, self._waiting = self._waiting, []
+        on_its_way = (
+            bool(self._asked)
+            and self._asked_whom == (leader, term)
+            and now - self._asked_at < ASK_AGAIN_SECONDS
+        )
+        if on_its_way:
+            return None
+        self._number += 1
+        self._asked += [_Waiter(*reader, self._number) for reader in self._waiting]
+        self._waiting = []
         self._asked_at = now
         self._asked_whom = (leader, term)
-        self._number += 1
         return self._number
 
     def retry(self) -> None:
-        """The last request was in vain; its readers wait again."""
-        self._waiting = self._asked + self._waiting
-        self._asked = []
+        """The last request may be lost: ask again at the next occasion."""
+        self._asked_whom = None
 
     def answered(self, number: int, index: int) -> None:
-        """The leader has named the index for request `number`; late answers are ignored."""
-        if self._asked and number == self._number:
-            self._known.append((index, self._asked))
-            self._asked = []
+        """The leader has named the index for request `number`."""
+        if not self._first_number <= number <= self._number:
+            return
+        served = [each for each in self._asked if each.covered_from <= number]
+        if served:
+            self._asked = [each for each in self._asked if each.covered_from > number]
+            self._known.append((index, served))
 
     def refused(self, number: int, now: float) -> None:
         """The leader could not answer yet; its readers ask again after a pause."""
@@ -170,10 +190,10 @@ class PendingReads:
         if not self._known:
             return []
         released = [
-            (token, applied_index)
+            (each.token, applied_index)
             for index, readers in self._known
             if index <= applied_index
-            for token, _ in readers
+            for each in readers
         ]
         self._known = [each for each in self._known if each[0] > applied_index]
         return released
@@ -182,12 +202,13 @@ class PendingReads:
         """Remove and return who waited too long."""
         expired: list[tuple[int, NoQuorumError]] = []
 
-        def keep(readers: list[tuple[int, float]], error: NoQuorumError) -> list[tuple[int, float]]:
-            expired.extend((token, error) for token, deadline in readers if now >= deadline)
-            return [each for each in readers if now < each[1]]
+        def keep(readers: list[_Waiter], error: NoQuorumError) -> list[_Waiter]:
+            expired.extend((each.token, error) for each in readers if now >= each.deadline)
+            return [each for each in readers if now < each.deadline]
 
         unconfirmed = NoQuorumError("no majority confirmed the read in time")
-        self._waiting = keep(self._waiting, unconfirmed)
+        expired.extend((token, unconfirmed) for token, deadline in self._waiting if now >= deadline)
+        self._waiting = [each for each in self._waiting if now < each[1]]
         self._asked = keep(self._asked, unconfirmed)
         behind = NoQuorumError("this node did not catch up with the read's index in time")
         self._known = [
@@ -198,6 +219,8 @@ class PendingReads:
     def fail_all(self, reason: str) -> list[tuple[int, NoQuorumError]]:
         """Give up on all: this node stops."""
         error = NoQuorumError(reason)
-        tokens = self._waiting + self._asked + [each for _, group in self._known for each in group]
+        tokens = [token for token, _ in self._waiting]
+        tokens += [each.token for each in self._asked]
+        tokens += [each.token for _, group in self._known for each in group]
         self._waiting, self._asked, self._known = [], [], []
-        return [(token, error) for token, _ in tokens]
+        return [(token, error) for token in tokens]

@@ -14,6 +14,7 @@ from metadata_raft.messages import (
 )
 from metadata_raft.read_index import LeaderRounds, PendingReads, Reader, request_is_majority
 from ring.members import NodeId
+from tests.fakes.network import Weather
 from tests.metadata_raft.raft_world import Node, simulation, voters
 
 THREE = ("a", "b", "c")
@@ -80,15 +81,63 @@ def test_waiting_readers_share_a_request_and_newcomers_wait_for_the_next() -> No
 
 
 def test_a_lost_request_is_repeated_under_a_new_number() -> None:
-    """Another leader, or silence: the readers ask again, and a late answer is ignored."""
+    """Another leader, a new connection, or silence: the readers ask again."""
     reads = PendingReads()
     reads.add(1, 9.0)
     assert reads.ask("a", 1, now=0.0) == 1
     assert reads.ask("b", 2, now=0.01) == 2
     assert reads.ask("b", 2, now=0.02) is None
     assert reads.ask("b", 2, now=0.5) == 3
-    reads.answered(2, 50)
+    reads.retry()
+    assert reads.ask("b", 2, now=0.51) == 4
+    assert reads.ask("b", 2, now=0.52) is None
+    reads.answered(4, 50)
+    assert reads.release(50) == [(1, 50)]
+    assert reads.ask("b", 2, now=0.9) is None
+
+
+def test_a_late_answer_serves_those_who_waited_when_its_request_was_sent() -> None:
+    """However often was asked again meanwhile; who came later, it proves nothing for."""
+    reads = PendingReads(10)
+    reads.add(1, 9.0)
+    assert reads.ask("a", 1, now=0.0) == 11
+    reads.add(2, 9.0)
+    assert reads.ask("a", 1, now=0.15) == 12
+    reads.add(3, 9.0)
+    assert reads.ask("a", 1, now=0.3) == 13
+    reads.answered(12, 50)
+    assert reads.release(50) == [(1, 50), (2, 50)]
+    reads.answered(11, 40)
     assert reads.release(99) == []
+    reads.answered(13, 60)
+    assert reads.release(99) == [(3, 99)]
+    assert len(reads) == 0
+
+
+def test_an_answer_to_no_request_of_this_start_serves_nobody() -> None:
+    """Neither a number from before nor one that was never asked under."""
+    reads = PendingReads(10)
+    reads.add(1, 9.0)
+    assert reads.ask("a", 1, now=0.0) == 11
+    for number in (1, 10, 12, 99):
+        reads.answered(number, 50)
+    assert reads.release(99) == []
+
+
+def test_reads_are_answered_however_slow_the_leader_is() -> None:
+    """Where every answer takes longer than the patience of who asks, reads through followers still
+    get through, all of them."""
+    with simulation(9, Weather(delay_min=0.035, delay_max=0.045)) as world:
+        voters(world, *"abcde")
+        leader = world.wait_leader()
+        world.network.run(0.5)
+        followers = [node for node in world.nodes.values() if node is not leader]
+        for _ in range(60):
+            for node in followers:
+                world.read(node)
+            world.network.run(0.05)
+        world.network.run(1)
+        assert (world.reads_answered, world.reads_failed) == (240, 0)
 
 
 def test_an_answer_from_before_a_restart_answers_nothing() -> None:
