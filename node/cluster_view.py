@@ -7,19 +7,23 @@ a node may move; placement follows what an epoch recorded of them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from metadata_raft.records import AppliedState
+from node.logs import event
 from ring.members import Membership
+
+logger = logging.getLogger(__name__)
 
 NO_MEMBERSHIP = Membership(epoch=0, members=())
 """Before the first state has arrived: nobody owns anything."""
 
-FORMER_LIMIT = 64
-"""Older epochs that reads may fall back to; a cluster that changes more often than it settles has
-other worries, and every member is asked in the end anyway."""
+FORMER_MANY = 64
+"""More former placements than this are worth a warning: the cluster changes faster than it
+settles, and a read that misses everywhere else asks the owners in each of them."""
 
 
 class ViewSnapshot(Protocol):
@@ -57,6 +61,8 @@ class ReplicatedView:
         return self._membership
 
     def former(self) -> Sequence[Membership]:
+        """Older epochs that some member may not have settled beyond (rule D3), newest first; of
+        those in which everything lies alike, one."""
         return self._former
 
     def generation(self) -> int:
@@ -80,8 +86,36 @@ class ReplicatedView:
             return
         with self._metadata.snapshot() as snapshot:
             current, *former = snapshot.epochs()
-        self._membership, self._former = current, tuple(former[:FORMER_LIMIT])
+        self._membership, self._former = current, distinct_placements(current, former)
+        if len(self._former) > FORMER_MANY:
+            event(logger, logging.WARNING, "many epochs have not settled", count=len(self._former))
         self._seen = version
+
+
+def distinct_placements(
+    current: Membership, former: Sequence[Membership]
+) -> tuple[Membership, ...]:
+    """The newest former epoch of each placement that is not the current one.
+
+    Owners depend on ids, zones, weights and replicas alone. So a member that comes and goes a
+    hundred times before the ring has settled makes two placements, not two hundred, and none is
+    left out.
+    """
+    seen = {_placement(current)}
+    distinct: list[Membership] = []
+    for membership in former:
+        placement = _placement(membership)
+        if placement not in seen:
+            seen.add(placement)
+            distinct.append(membership)
+    return tuple(distinct)
+
+
+def _placement(membership: Membership) -> tuple[object, ...]:
+    return (
+        membership.replicas,
+        tuple((member.node_id, member.zone, member.weight) for member in membership.members),
+    )
 
 
 class ReplicatedLiveChunks:

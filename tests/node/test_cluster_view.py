@@ -5,8 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
+from msgspec.structs import replace
+
 from metadata_raft.records import AppliedState
-from node.cluster_view import NO_MEMBERSHIP, ReplicatedLiveChunks, ReplicatedView
+from node.cluster_view import (
+    NO_MEMBERSHIP,
+    ReplicatedLiveChunks,
+    ReplicatedView,
+    distinct_placements,
+)
 from ring.members import Member, Membership
 
 
@@ -24,8 +31,6 @@ class FakeMetadata:
         self.snapshots = self.barriers = 0
 
     def apply(self, **changes: int) -> None:
-        from msgspec.structs import replace  # noqa: PLC0415
-
         self.state = replace(self.state, **changes)
         for listener in self.listeners:
             listener(self.state)
@@ -67,14 +72,45 @@ def test_epochs_arrive_with_the_state_newest_first() -> None:
     """The newest is the membership, the others stand behind it for reads."""
     metadata = FakeMetadata()
     view = ReplicatedView(metadata)
+    rings = {1: "a", 2: "ab", 3: "abc"}
     metadata.memberships = [
-        Membership(epoch=epoch, members=(member("a"),) if epoch < 3 else (member("a"), member("b")))
-        for epoch in (1, 2, 3)
+        Membership(epoch=epoch, members=tuple(map(member, names))) for epoch, names in rings.items()
     ]
     metadata.apply(epoch=3, members_version=9, generation=5)
     assert view.membership() == metadata.memberships[-1]
     assert [former.epoch for former in view.former()] == [2, 1]
     assert view.generation() == 5
+
+
+def test_no_placement_that_may_hold_copies_is_left_out() -> None:
+    """However many epochs have not settled; where the same owners come again, once is enough."""
+    metadata = FakeMetadata()
+    view = ReplicatedView(metadata)
+    names = ["ab", "abc"] * 100 + [f"{number:03}" for number in range(100)] + ["abc"]
+    metadata.memberships = [
+        Membership(epoch=epoch, members=tuple(map(member, each)))
+        for epoch, each in enumerate(names, start=1)
+    ]
+    metadata.apply(epoch=len(names), members_version=1)
+    assert [each.epoch for each in view.former()] == [*range(300, 200, -1), 199]
+
+
+def test_other_weights_zones_and_replicas_are_other_placements() -> None:
+    """They move owners; a new address doesn't."""
+    one = member("a")
+    weighty, zoned, moved = (
+        replace(one, weight=7),
+        replace(one, zone="z"),
+        replace(one, peer_address="elsewhere"),
+    )
+    current = Membership(epoch=9, members=(one,))
+    former = [
+        Membership(epoch=8, members=(moved,)),
+        Membership(epoch=7, members=(weighty,)),
+        Membership(epoch=6, members=(zoned,)),
+        Membership(epoch=5, members=(one,), replicas=2),
+    ]
+    assert [each.epoch for each in distinct_placements(current, former)] == [7, 6, 5]
 
 
 def test_what_changes_no_member_reads_nothing() -> None:
