@@ -27,7 +27,7 @@ VOTER_LIMIT = 5
 """More voters would make every commit wait for more disks and tolerate nothing that matters."""
 
 REMOVED_LIMIT = 256
-"""Removed ids remembered; a node that was away for longer simply finds no one who answers it."""
+"""Removed ids remembered here; the replicated state remembers far more of them (`departed`)."""
 
 
 class Configuration(msgspec.Struct, frozen=True, array_like=True):
@@ -65,13 +65,13 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True):
         return Configuration(voters, (*self.learners, node_id), self.removed)
 
     def without(self, node_id: NodeId) -> Configuration:
-        """Remove a member for good."""
-        if node_id not in self.members:
+        """Remove a node for good, also one that was never in it; it can't come back."""
+        if node_id in self.removed and node_id not in self.members:
             return self
         return Configuration(
             tuple(voter for voter in self.voters if voter != node_id),
             tuple(learner for learner in self.learners if learner != node_id),
-            (*self.removed, node_id)[-REMOVED_LIMIT:],
+            (*(each for each in self.removed if each != node_id), node_id)[-REMOVED_LIMIT:],
         )
 
 

@@ -528,7 +528,15 @@ class RaftThread:
             self._schedule_step()
 
     def is_removed_peer(self, node_id: NodeId) -> bool:
-        return node_id in self._replica.committed_configuration().removed
+        if node_id in self._replica.committed_configuration().removed:
+            return True
+        if node_id in self._replica.engine.configuration.members:
+            return False
+        try:
+            with self._readers.snapshot() as snapshot:
+                return snapshot.departed(node_id)
+        except MetadataError:  # Clients keep all the readers busy; it will dial again.
+            return False
 
     def was_removed(self) -> None:
         self.is_removed = True

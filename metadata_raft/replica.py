@@ -42,9 +42,10 @@ from metadata_raft.errors import (
 from metadata_raft.log import ReplicatedLog
 from metadata_raft.membership import (
     ChangeConfiguration,
-    LearnerView,
+    HandOver,
+    MemberView,
+    Plan,
     RecordStage,
-    next_step,
 )
 from metadata_raft.messages import (
     AppendReply,
@@ -78,6 +79,9 @@ REROUTE_PERIOD_SECONDS = 0.1
 """How often what is pending is looked through for what takes too long; a new leader or connection
 does not wait for it."""
 
+HAND_OVER_PERIOD_SECONDS = 5.0
+"""Between two attempts of a leaving leader to hand over: each stops proposals for a moment."""
+
 TRANSFER_SECONDS_LIMIT = 0.5
 """After this long without success a leader that wanted to hand over goes on leading."""
 
@@ -99,6 +103,8 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_index: int
     voters: tuple[NodeId, ...]
     learners: tuple[NodeId, ...]
+    removed: tuple[NodeId, ...] = ()
+    """Who was removed for good, as far as that is committed; the last of them."""
     lag_entries: dict[NodeId, int]
     """On the leader: how far each member's journal is behind."""
     state_time_ms: int
@@ -181,8 +187,11 @@ class Replica:
         self._reroute_at = 0.0
         self._leading_term = 0
         self._membership_at = 0.0
+        self._hand_over_at = 0.0
         self._stage_request: bytes | None = None
         self._transfer_until = float("-inf")
+        self._transfer_to: NodeId | None = None
+        self._voter_gone_seconds = timing.voter_gone
         self.engine = RaftEngine(
             node_id=node_id,
             log=log,
@@ -277,7 +286,7 @@ class Replica:
                 if voter not in confirmed_by:
                     self._links.send(voter, question)
         if now < self._transfer_until:
-            self.engine.transfer_leadership()
+            self.engine.transfer_leadership(self._transfer_to)
         elif now >= self._membership_at:
             self._membership_at = now + MEMBERSHIP_PERIOD_SECONDS
             self._tend_membership(now)
@@ -300,10 +309,12 @@ class Replica:
         """The last configuration that no other leader can take back any more."""
         return self.log.configuration_at(self.engine.commit_index)
 
-    def begin_transfer(self) -> None:
-        """Stop proposing and hand leadership to another voter, within half a second."""
+    def begin_transfer(self, target: NodeId | None = None) -> None:
+        """Stop proposing and hand leadership to another voter (any, or `target`), within half a
+        second."""
         if self.engine.is_leader and len(self.engine.configuration.voters) > 1:
             self._transfer_until = self._clock() + TRANSFER_SECONDS_LIMIT
+            self._transfer_to = target
 
     def fail_all(self, reason: str) -> None:
         """Answer everybody who waits: this node stops."""
@@ -335,6 +346,7 @@ class Replica:
             last_index=last_index,
             voters=engine.configuration.voters,
             learners=engine.configuration.learners,
+            removed=self.committed_configuration().removed,
             lag_entries=(
                 {each: last_index - engine.match_index(each) for each in others}
                 if engine.is_leader
@@ -569,16 +581,19 @@ class Replica:
         if self._stage_request is not None and self._stage_request in self._pending:
             return
         configuration = engine.configuration
-        step = next_step(
+        plan = Plan(
+            leader=self.node_id,
             configuration=configuration,
             stages=self._stages(),
-            learners={
-                learner: LearnerView(engine.match_index(learner), engine.heard_seconds_ago(learner))
-                for learner in configuration.learners
+            members={
+                member: MemberView(engine.match_index(member), engine.heard_seconds_ago(member))
+                for member in configuration.members
+                if member != self.node_id
             },
             last_index=self.log.last_index,
+            voter_gone_seconds=self._voter_gone_seconds,
         )
-        match step:
+        match plan.next_step():
             case ChangeConfiguration(changed):
                 try:
                     engine.change_configuration(changed)
@@ -586,6 +601,10 @@ class Replica:
                     return
             case RecordStage(node_id, stage, expected_stage):
                 self._record_stage(node_id, stage, expected_stage, now)
+            case HandOver(node_id):
+                if now >= self._hand_over_at:
+                    self._hand_over_at = now + HAND_OVER_PERIOD_SECONDS
+                    self.begin_transfer(node_id)
 
     def _record_stage(self, node_id: NodeId, stage: str, expected_stage: str, now: float) -> None:
         command = SetMemberStage(node_id=node_id, stage=stage, expected_stage=expected_stage)

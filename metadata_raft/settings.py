@@ -20,6 +20,9 @@ class RaftTiming:
     disks that need 100 ms for a sync 0.5 and 1.0 are better."""
     election_max: float = 0.6
     heartbeat: float = 0.05
+    voter_gone: float = 300.0
+    """A voter that has not answered its leader for this long gives its vote to a learner; long
+    enough for a restart, for otherwise every one would change the configuration twice."""
     leader_fallback: float = 1.0
     """A leader that no majority has answered for this long steps down."""
     tick: float = 0.02

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from metadata_raft.commands import (
     CLUSTER_VERSION_SUPPORTED,
+    Advanced,
     AdvanceGeneration,
     ChangeRing,
     Command,
@@ -96,7 +97,7 @@ class RingWorker:
         if change is None:
             self._seen = version
             return RING_INTERVAL_SECONDS
-        result = await _submitted(self._metadata, change)
+        result = await submitted(self._metadata, change)
         if isinstance(result, RingChanged):
             event(
                 logger,
@@ -132,7 +133,7 @@ class VersionWorker:
             self._seen = applied.members_version
             return VERSION_INTERVAL_SECONDS
         version = min(supported, CLUSTER_VERSION_SUPPORTED)
-        result = await _submitted(self._metadata, SetClusterVersion(version=version))
+        result = await submitted(self._metadata, SetClusterVersion(version=version))
         if not isinstance(result, Done):
             return RETRY_SECONDS
         event(logger, logging.INFO, "the cluster has a new version", version=version)
@@ -169,8 +170,8 @@ class GenerationWorker:
         remaining = self._interval - (now - self._since)
         if remaining > 0:
             return min(remaining, RETRY_SECONDS)
-        await _submitted(self._metadata, AdvanceGeneration(expected=generation))
-        return 0.0
+        result = await submitted(self._metadata, AdvanceGeneration(expected=generation))
+        return 0.0 if isinstance(result, Advanced) else RETRY_SECONDS
 
 
 class ReclaimWorker:
@@ -200,7 +201,7 @@ class ReclaimWorker:
         now = self._clock()
         if not pending and now - self._worked_at < RECLAIM_IDLE_SECONDS:
             return RECLAIM_INTERVAL_SECONDS
-        result = await _submitted(self._metadata, self._step)
+        result = await submitted(self._metadata, self._step)
         if not isinstance(result, Reclaimed):
             return RETRY_SECONDS
         self._worked_at = now
@@ -238,7 +239,7 @@ def ring_change(
     )
 
 
-async def _submitted(metadata: WorkedMetadata, command: Command) -> Result | None:
+async def submitted(metadata: WorkedMetadata, command: Command) -> Result | None:
     """The result, or None where the cluster can't take the command now; the next look decides."""
     try:
         result = await metadata.submit(command)

@@ -27,7 +27,7 @@ from gateway.interfaces import GatewaySettings
 from metadata_raft.errors import FatalRaftError, MetadataError
 from metadata_raft.group import MetadataGroup
 from metadata_raft.records import MemberAddress
-from metadata_raft.settings import RaftSettings
+from metadata_raft.settings import RaftSettings, RaftTiming
 from node import encryption, process
 from node.cluster_gateway import ClusterGateway
 from node.cluster_view import ReplicatedLiveChunks, ReplicatedView
@@ -35,6 +35,7 @@ from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker, Ver
 from node.control import ControlServer
 from node.data_directory import DataDirectory, Identity
 from node.data_plane import DataPlane
+from node.departure_worker import DepartureWorker
 from node.errors import DataDirectoryError, NodeError
 from node.join import Admission
 from node.logs import event
@@ -175,6 +176,7 @@ class Node:
                 advertise_address=self._settings.raft_address,
                 cluster_key=identity.raft_key(),
                 bootstrap=self._identity.stage == "founding",
+                timing=RaftTiming(voter_gone=self._settings.voter_gone_seconds),
                 seeds=tuple(MemberAddress(node_id=node, raft_address=address)
                             for node, address in self._identity.seeds),
                 server_tls=secure.server if secure else None,
@@ -296,6 +298,7 @@ class Node:
         return {
             "version": VersionWorker(metadata, self._leads),
             "ring": RingWorker(metadata, self._leads),
+            "departures": DepartureWorker(metadata, self._leads),
             "generation": GenerationWorker(
                 metadata, self._leads, settings.generation_interval_seconds
             ),

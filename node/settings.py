@@ -97,6 +97,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, msgspec.Meta(ge=0, le=86_400, description="a number of seconds up to 86400")
     ] = 60.0
     """What was deleted less than this ago stays for downloads that are under way."""
+    voter_gone_seconds: Annotated[
+        float, msgspec.Meta(ge=1, le=86_400, description="a number of seconds from 1 to 86400")
+    ] = 300.0
+    """After this long without an answer a voter gives its vote to a learner, if there is one."""
     drain_seconds: Annotated[
         float, msgspec.Meta(ge=0, le=3600, description="a number of seconds up to 3600")
     ] = 20.0

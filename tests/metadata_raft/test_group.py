@@ -16,16 +16,23 @@ from metadata_raft.commands import (
     AdmitMember,
     AdvanceGeneration,
     BootstrapCluster,
+    Command,
     CreateJoinToken,
     Done,
     Failure,
     FilePut,
+    ForgetMember,
     PutFile,
+    Result,
+    SetClusterVersion,
+    SetMemberIntent,
+    SetMemberStage,
     UpdateMember,
 )
 from metadata_raft.errors import (
     CommandTooLargeError,
     MembershipChangeError,
+    MetadataError,
     NoQuorumError,
     NotSubmittedError,
     OutcomeUnknownError,
@@ -37,7 +44,7 @@ from metadata_raft.readers import CONNECTIONS_MAX
 from metadata_raft.records import AppliedState, MemberAddress
 from metadata_raft.settings import RaftSettings
 from metadata_raft.state_errors import StateCorruptError
-from ring.members import Member
+from ring.members import Member, NodeId
 
 SECRET = b"join"
 SMALL_JOURNAL = JournalSettings(
@@ -219,11 +226,7 @@ async def test_one_two_three_nodes_under_load(cluster: Cluster) -> None:
     stop.set()
     await asyncio.gather(*writers)
 
-    def recorded() -> bool:
-        with cluster.groups[0].snapshot() as snapshot:
-            return {each.stage for each in snapshot.members()} == {"voter"}
-
-    await until(recorded)
+    await until(lambda: set(stages(cluster.groups[0]).values()) == {"voter"})
     for group in cluster.groups:
         await group.barrier()
         assert len(group.status().voters) == 3
@@ -249,6 +252,52 @@ async def test_a_removed_node_is_told_and_stops_serving(cluster: Cluster) -> Non
         await gone.submit(put("never"))
     assert isinstance(await leader.submit(put("after")), FilePut)
     assert len(leader.status().voters) == 2
+
+
+async def test_a_node_removed_long_ago_is_told_when_it_comes_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record is gone, and the configuration has forgotten it too; the state remembers (M7)."""
+    monkeypatch.setattr("metadata_raft.configuration.REMOVED_LIMIT", 1)
+    founder = await cluster.found()
+    await founder.submit(SetClusterVersion(version=2))
+    await cluster.join()
+    await cluster.join()
+    nodes = [settings.node_id for settings in cluster.settings]
+    await until(lambda: stages(founder) == dict.fromkeys(nodes, "voter"))
+    await cluster.groups[1].stop()
+    for node_id in nodes[1:]:
+        for command in (
+            SetMemberIntent(node_id=node_id, actor="system", intent="remove"),
+            SetMemberStage(node_id=node_id, stage="leaving", expected_stage="voter"),
+        ):
+            assert await patiently(founder, command) == Done()
+        await until_removed(founder, node_id)
+        assert await patiently(founder, ForgetMember(node_id=node_id)) == Done()
+    assert founder.status().voters == (cluster.settings[0].node_id,)
+    again = await cluster.restart(1)
+    await until(lambda: again.is_removed)
+    with pytest.raises(RemovedError):
+        await again.barrier()
+
+
+async def until_removed(group: MetadataGroup, node_id: NodeId) -> None:
+    await until(lambda: group.status().removed == (node_id,), limit=60)
+
+
+def stages(group: MetadataGroup) -> dict[NodeId, str]:
+    with group.snapshot() as snapshot:
+        return {each.member.node_id: each.stage for each in snapshot.members()}
+
+
+async def patiently(group: MetadataGroup, command: Command) -> Result:
+    """Submit until a leader has taken it; for commands that may be repeated."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await group.submit(command)
+            except MetadataError:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_stopped_leader_hands_over(cluster: Cluster) -> None:

@@ -12,10 +12,11 @@ from metadata_raft.configuration import (
 from metadata_raft.errors import MembershipChangeError
 from metadata_raft.membership import (
     ChangeConfiguration,
-    LearnerView,
+    HandOver,
+    MemberView,
+    Plan,
     RecordStage,
     Step,
-    next_step,
     voters_wanted,
 )
 from tests.metadata_raft.raft_world import Node, World, simulation, voters
@@ -25,15 +26,21 @@ def step(
     configuration: Configuration,
     stages: dict[str, str],
     *,
+    leader: str = "a",
     last_index: int = 100,
-    **learners: tuple[int, float],
+    **views: tuple[int, float],
 ) -> Step | None:
-    return next_step(
+    """What the leader does; the other voters answer and have everything, unless `views` differs."""
+    seen = {voter: (last_index, 0.0) for voter in configuration.voters if voter != leader}
+    plan = Plan(
+        leader=leader,
         configuration=configuration,
         stages=stages,
-        learners={name: LearnerView(*view) for name, view in learners.items()},
+        members={name: MemberView(*view) for name, view in (seen | views).items()},
         last_index=last_index,
+        voter_gone_seconds=300.0,
     )
+    return plan.next_step()
 
 
 @pytest.mark.parametrize(
@@ -82,6 +89,105 @@ def test_a_fourth_node_follows_and_a_removed_one_stays_away() -> None:
     removed = Configuration(("a",)).with_learner("b").without("b")
     assert removed.removed == ("b",)
     assert step(removed, {"a": "voter", "b": "joining"}) is None
+
+
+THREE = Configuration(("a", "b", "c"))
+VOTERS = {"a": "voter", "b": "voter", "c": "voter"}
+SILENT = (100, 400.0)
+
+
+def test_a_leaving_member_is_removed_and_stays_so() -> None:
+    """Whether it votes, follows, or was never taken in; a repetition has nothing to do."""
+    learning = Configuration(("a", "b"), ("c",))
+    for configuration in (THREE, learning, Configuration(("a", "b"))):
+        stages = {"a": "voter", "b": "voter", "c": "leaving"}
+        removed = step(configuration, stages, c=(100, 0.0))
+        assert removed == ChangeConfiguration(Configuration(("a", "b"), (), ("c",)))
+        assert step(removed.configuration, stages) is None
+
+
+def test_a_leaving_leader_hands_over_after_the_others_have_gone() -> None:
+    """To one that stays and is up to date; it can't take itself out (rule M7)."""
+    stages = {"a": "leaving", "b": "leaving", "c": "voter"}
+    assert step(THREE, stages) == ChangeConfiguration(THREE.without("b"))
+    without_b = THREE.without("b")
+    assert step(without_b, stages) == HandOver("c")
+    assert step(without_b, stages, c=(10, 0.0)) is None
+    assert step(without_b, stages, leader="c") == ChangeConfiguration(without_b.without("a"))
+
+
+def test_a_last_voter_that_leaves_is_replaced_first() -> None:
+    """A learner becomes a voter, leads, and removes the old one."""
+    alone = Configuration(("a",), ("b",))
+    stages = {"a": "leaving", "b": "learner"}
+    both = step(alone, stages, b=(100, 0.0))
+    assert both == ChangeConfiguration(alone.with_voter("b"))
+    assert step(both.configuration, {"a": "leaving", "b": "voter"}) == HandOver("b")
+
+
+def test_no_removal_takes_the_majority() -> None:
+    """With one voter dead, a live one has to wait until two that answer are left."""
+    stages = VOTERS | {"b": "leaving"}
+    assert step(THREE, stages, c=SILENT) is None
+    assert step(THREE, VOTERS | {"c": "leaving"}, c=SILENT) == (
+        ChangeConfiguration(THREE.without("c"))
+    )
+
+
+def test_a_removed_voter_is_replaced_by_a_learner_that_answers() -> None:
+    """Removal first, then promotion (rule M7)."""
+    four = Configuration(("a", "b", "c"), ("d",))
+    stages = VOTERS | {"c": "leaving", "d": "learner"}
+    removed = step(four, stages, c=SILENT, d=(100, 0.0))
+    assert removed == ChangeConfiguration(Configuration(("a", "b"), ("d",), ("c",)))
+    del stages["c"]
+    five = {**stages, "e": "learner"}
+    after = removed.configuration.with_learner("e")
+    assert step(after, five, d=SILENT, e=(100, 0.0)) == (ChangeConfiguration(after.with_voter("e")))
+
+
+def test_a_silent_voter_gives_its_vote_to_a_learner_after_minutes() -> None:
+    """So that a dead voter does not cost fault tolerance for ever; a restart changes nothing."""
+    four = Configuration(("a", "b", "c"), ("d",))
+    stages = VOTERS | {"d": "learner"}
+    assert step(four, stages, c=(100, 299.0), d=(100, 0.0)) is None
+    assert step(four, stages, c=SILENT, d=(100, 5.0)) is None
+    demoted = step(four, stages, c=SILENT, d=(100, 0.0))
+    assert demoted == ChangeConfiguration(Configuration(("a", "b"), ("d", "c")))
+    stages["c"] = "learner"
+    promoted = step(demoted.configuration, stages, c=SILENT, d=(100, 0.0))
+    assert promoted == ChangeConfiguration(Configuration(("a", "b", "d"), ("c",)))
+    stages["d"] = "voter"
+    assert step(promoted.configuration, stages, c=(100, 0.0)) is None
+
+
+def test_two_silent_voters_of_five_are_replaced_one_by_one() -> None:
+    """Each step leaves a majority that answers."""
+    configuration = Configuration(("a", "b", "c", "d", "e"), ("f", "g"))
+    stages = dict.fromkeys("abcde", "voter") | {"f": "learner", "g": "learner"}
+    made = []
+    for _ in range(20):
+        change = step(configuration, stages, d=SILENT, e=(100, 500.0), f=(100, 0.0), g=(100, 0.0))
+        match change:
+            case ChangeConfiguration(configuration):
+                made.append(configuration.voters)
+            case RecordStage(node_id, stage, _):
+                stages[node_id] = stage
+            case _:
+                break
+    assert made == [
+        ("a", "b", "c", "d"),
+        ("a", "b", "c", "d", "f"),
+        ("a", "b", "c", "f"),
+        ("a", "b", "c", "f", "g"),
+    ]
+
+
+def test_an_even_number_of_voters_loses_one() -> None:
+    """Four tolerate no more than three, and wait for more disks; the most silent one goes."""
+    four = Configuration(("a", "b", "c", "d"))
+    stages = VOTERS | {"d": "voter"}
+    assert step(four, stages, b=(100, 0.5)) == ChangeConfiguration(four.with_demoted("b"))
 
 
 def test_configurations_are_entries() -> None:

@@ -10,11 +10,13 @@ import msgspec
 import pytest
 
 from metadata_raft.commands import (
+    CLUSTER_VERSION_SUPPORTED,
     SYSTEM,
     AdmitMember,
     ChangeRing,
     CreateJoinToken,
     Done,
+    SetClusterVersion,
     SetMemberIntent,
     SetMemberStage,
 )
@@ -202,3 +204,23 @@ async def test_a_node_that_was_told_to_leave_ends_well(
             end = await membership(metadata, identity).follow()
         assert sentence in str(end)
         assert (end.exit_code, end.left) == (exit_code, True)
+
+
+async def test_a_node_says_what_it_supports_until_the_cluster_runs_it(
+    metadata: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader with older software did not record it the first time."""
+    monkeypatch.setattr(own_membership, "ANNOUNCE_AGAIN_SECONDS", 0.001)
+    own = membership(metadata)
+    await own.found()
+    await own.announce()
+    said = len(metadata.log)
+    again = asyncio.create_task(own.announce_until_upgraded())
+    async with asyncio.timeout(60):
+        while len(metadata.log) < said + 2:  # noqa: ASYNC110 - bounded by the limit.
+            await asyncio.sleep(0)
+    with metadata.snapshot() as snapshot:
+        (record,) = snapshot.members()
+    assert record.supported_version == CLUSTER_VERSION_SUPPORTED
+    await metadata.submit(SetClusterVersion(version=CLUSTER_VERSION_SUPPORTED))
+    await asyncio.wait_for(again, 60)
