@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import aiohttp
@@ -99,6 +99,10 @@ class Traffic:
         self._killed.discard(node)
         self.gateways.append(node)
 
+    def retire(self, node: NodeProcess) -> None:
+        """The node is about to leave in order: clients ask it no more, what is under way ends."""
+        self.gateways.remove(node)
+
     # --- storing -----------------------------------------------------------------------------
 
     async def store(self, path: str, contents: Contents) -> None:
@@ -107,31 +111,62 @@ class Traffic:
         Repetitions carry the same Idempotency-Key. Fails if a node refuses for good, breaks the
         connection without having been killed, or the file isn't stored within the limit.
         """
-        deadline = asyncio.get_running_loop().time() + _STORE_SECONDS
-        announce = self._random.random() < 0.7
-        while True:
-            node = self._random.choice(self.gateways)
-            problem = await self._try_to_store(node, path, contents, announce=announce)
-            if problem is None:
-                break
-            if asyncio.get_running_loop().time() > deadline:
-                raise AssertionError(f"{path} could not be stored: {problem}")
-            self.counts.repeated_stores += 1
-            await asyncio.sleep(_PAUSE_SECONDS)
+        await self._store(path, contents)
         self.stored[path] = contents
-        self.counts.stored_files += 1
-        self.counts.stored_bytes += contents.size
 
-    async def _try_to_store(
-        self, node: NodeProcess, path: str, contents: Contents, *, announce: bool
-    ) -> str | None:
-        """Return None once stored, or why not where a repetition may help."""
+    async def store_and_remove(self, path: str, contents: Contents) -> None:
+        """Store a file as `store` does, and remove it: no reader is told of it.
+
+        What is there no more must be said to be gone, and leave nothing behind.
+        """
+        await self._store(path, contents)
+        await self._insist(
+            lambda node: self._try(node, "DELETE", path, allowed=(204, 404)), f"remove {path}"
+        )
+
+    async def _store(self, path: str, contents: Contents) -> None:
+        announce = self._random.random() < 0.7
         headers = {"Idempotency-Key": path}
         if announce:
             headers["Content-Length"] = str(contents.size)
+        await self._insist(
+            lambda node: self._try(
+                node, "PUT", path, allowed=(200, 201), headers=headers, contents=contents
+            ),
+            f"store {path}",
+        )
+        self.counts.stored_files += 1
+        self.counts.stored_bytes += contents.size
+
+    async def _insist(
+        self, attempt: Callable[[NodeProcess], Awaitable[str | None]], what: str
+    ) -> None:
+        """Try through one gateway after the other until one says that it is done."""
+        deadline = asyncio.get_running_loop().time() + _STORE_SECONDS
+        while True:
+            problem = await attempt(self._random.choice(self.gateways))
+            if problem is None:
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                raise AssertionError(f"could not {what}: {problem}")
+            self.counts.repeated_stores += 1
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _try(
+        self,
+        node: NodeProcess,
+        method: str,
+        path: str,
+        *,
+        allowed: Sequence[int],
+        headers: Mapping[str, str] | None = None,
+        contents: Contents | None = None,
+    ) -> str | None:
+        """Return None once done, or why not where a repetition may help."""
+        data = None if contents is None else _body(contents)
         try:
-            async with self._session.put(
-                self._url(node, path), data=_body(contents), headers=headers
+            async with self._session.request(
+                method, self._url(node, path), data=data, headers=headers
             ) as response:
                 text = await response.text()
         except _BROKEN_CONNECTION as error:
@@ -147,7 +182,7 @@ class Traffic:
                     f"{path} through node {node.number} took {_REQUEST_SECONDS} s"
                 ) from error
             return repr(error)
-        if response.status in (200, 201):
+        if response.status in allowed:
             return None
         if response.status in (503, 504):
             return f"{response.status} {text}"
