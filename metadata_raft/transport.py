@@ -142,14 +142,17 @@ class Transport:
         self._outbound.clear()
         self._inbound.clear()
         if self._server is not None:
+            # asyncio takes a connection in two turns, and trips over a server that closes between.
+            for listening in self._server.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            await _turns(CLOSING_ROUNDS)
             self._server.close()
             await self._server.wait_closed()
             self._server = None
         for inbound in list(self._accepted):
             inbound.abort()
-        # Let the loop deliver the closings, and what it had accepted before.
-        for _ in range(CLOSING_ROUNDS):
-            await asyncio.sleep(0)
+        # Let the loop deliver the closings.
+        await _turns(CLOSING_ROUNDS)
 
     def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
         """Keep a connection to each of these nodes, and to nobody else."""
@@ -281,6 +284,12 @@ class Transport:
         if node_id is not None and self._inbound.get(node_id) is inbound:
             del self._inbound[node_id]
             self.host.peer_lost(node_id)
+
+
+async def _turns(count: int) -> None:
+    """Let the loop do what is due, so many times."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 class _Outbound(asyncio.Protocol):

@@ -1,7 +1,7 @@
 """A store in a process that is killed again and again: the program behind test_store_crash_kill.
 
 `python -m tests.ring.killed_store DIRECTORY KILLS SEED` forks a child that recovers the store,
-checks it, and works on it; kills it after a random time; and so on. Children tell what was
+checks it, and works on it; kills it at a random moment; and so on. Children tell what was
 acknowledged through a pipe. Prints a JSON object of counts; exits 1 with a sentence if something
 that was acknowledged was lost or wrong.
 """
@@ -12,12 +12,14 @@ import asyncio
 import json
 import os
 import random
+import select
 import signal
 import struct
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -32,7 +34,21 @@ READY, ADDED, DELETING, DELETED, WRONG = b"r", b"a", b"d", b"-", b"x"
 MESSAGE = struct.Struct("<cQ")
 TASKS = 6
 CHECKED_AT_START = 40
+LIFE_SECONDS_MAX = 10.0
+"""A child that hangs shows in what is missing."""
+
 SIZES = (100, 4096, 20_000, 70_000, 300_000)
+
+
+class Life(NamedTuple):
+    """How long a child lives: until it has said so much, and a moment more.
+
+    What it says counts its work, so that a busy machine makes no child idle; none at all kills it
+    while it recovers.
+    """
+
+    messages: int
+    seconds_more: float
 
 
 @dataclass
@@ -127,7 +143,7 @@ async def live(directory: str, ledger: Ledger, seed: int, base: int, pipe: int) 
     await asyncio.gather(*(work() for _ in range(TASKS)))
 
 
-def kill_once(directory: str, ledger: Ledger, seed: int, base: int, seconds: float) -> None:
+def kill_once(directory: str, ledger: Ledger, seed: int, base: int, life: Life) -> None:
     """Fork a child, let it live for a while, kill it, and note what it said."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -138,10 +154,14 @@ def kill_once(directory: str, ledger: Ledger, seed: int, base: int, seconds: flo
             os.write(writing, MESSAGE.pack(WRONG, 0))
             os._exit(1)
     os.close(writing)
-    time.sleep(seconds)
+    said = b""
+    deadline = time.monotonic() + LIFE_SECONDS_MAX
+    while len(said) < life.messages * MESSAGE.size and time.monotonic() < deadline:
+        if select.select([reading], [], [], 0.1)[0]:
+            said += os.read(reading, 1 << 20)
+    time.sleep(life.seconds_more)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    said = b""
     while piece := os.read(reading, 1 << 20):
         said += piece
     os.close(reading)
@@ -163,8 +183,8 @@ def main() -> None:
     chance = random.Random(seed)
     ledger = Ledger()
     for number in range(kills):
-        seconds = chance.uniform(0.01, 0.2)
-        kill_once(directory, ledger, chance.randrange(1 << 30), number * 1_000_000, seconds)
+        life = Life(chance.choice((0, 1, 10, 30, 60)), chance.uniform(0, 0.03))
+        kill_once(directory, ledger, chance.randrange(1 << 30), number * 1_000_000, life)
     ledger.wrong += asyncio.run(check_all(directory, ledger))
     counts = {"starts": ledger.starts, "here": len(ledger.here), "gone": len(ledger.gone)}
     print(json.dumps(counts))
