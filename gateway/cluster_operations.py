@@ -42,7 +42,7 @@ CLUSTER_OPERATIONS: tuple[Operation, ...] = (
         "getRing",
         "The ring's current epoch and what each member owns of it; what a change would move.",
         {200: d.RingDocument},
-        (*KEYED, "no_such_member"),
+        (*KEYED, "no_such_member", "too_few_nodes"),
         (
             Parameter(
                 "preview",

@@ -112,10 +112,12 @@ class MembershipControl:
         return await self._preview(ring, joined(ring.membership, weight=weight, zone=zone))
 
     async def preview_leave(self, node_id: NodeId) -> RingPreviewDocument:
-        """Raises ApiError where the node is not in the ring."""
+        """Raises ApiError where the node is not in the ring, or alone in it."""
         ring = self._ring()
         if node_id not in ring.members:
             raise ApiError("no_such_member", f"node {node_id[:80]!a} is not in the ring")
+        if len(ring.members) == 1:
+            raise ApiError("too_few_nodes", "no node would be left to hold chunks")
         return await self._preview(ring, departed(ring.membership, node_id))
 
     async def change_settings(

@@ -7,6 +7,8 @@ import click
 from gateway.documents import ClusterDocument
 from node.commands import connection, output
 
+COLUMNS = ("node", "url", "stage", "wanted", "ring", "up", "zone", "weight")
+
 _REACHABLE = {True: "yes", False: "NO", None: "?"}
 
 
@@ -24,19 +26,22 @@ def command(url: str | None, key_file: str | None, as_json: bool) -> None:
     if as_json:
         output.print_json(cluster.members)
     else:
-        output.print_table(("node", "url", "stage", "ring", "up", "zone"), member_rows(cluster))
+        output.print_table(COLUMNS, member_rows(cluster))
 
 
 def member_rows(cluster: ClusterDocument) -> list[tuple[str, ...]]:
-    """A row per node: id (the leader marked), URL, stage, in the ring, reachable, zone."""
+    """A row per node: id (the leader marked), URL, stage, what is wanted of it, in the ring,
+    reachable, zone, weight."""
     return [
         (
             member.node_id + (" *" if member.node_id == cluster.raft.leader else ""),
             member.client_url,
             member.stage,
+            member.intent,
             "yes" if member.in_ring else "no",
             "yes" if member.node_id == cluster.node_id else _REACHABLE[member.reachable],
             member.zone or "-",
+            str(member.weight),
         )
         for member in cluster.members
     ]

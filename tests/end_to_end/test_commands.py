@@ -165,3 +165,42 @@ async def test_metrics_show_the_node_as_well_as_its_requests(cluster: Cluster) -
     assert figures["holdfast_unrecoverable_chunks"] == "0.0"
     assert float(figures["holdfast_raft_applied_index"]) > 0
     assert any(line.startswith("holdfast_requests_total{") for line in lines)
+
+
+async def test_settings_of_the_cluster_are_shown_and_changed(cluster: Cluster) -> None:
+    """With units; `default` takes a change back, and what is no setting is wrong usage."""
+    shown = await cluster.command("cluster", "settings")
+    assert shown.returncode == 0, shown.stderr
+    before = dict(line.split("\t") for line in shown.stdout.splitlines())
+    changed = await cluster.command(
+        "cluster", "settings", "--set", "repair_bytes_per_second=50MB", "--json"
+    )
+    assert changed.returncode == 0, changed.stderr
+    assert json.loads(changed.stdout)["repair_bytes_per_second"] == 50_000_000
+    assert (await cluster.status())["settings"]["repair_bytes_per_second"] == 50_000_000
+    back = await cluster.command("cluster", "settings", "--set", "repair_bytes_per_second=default")
+    assert dict(line.split("\t") for line in back.stdout.splitlines()) == before
+    for wrong in ("repair_bytes_per_second=fast", "speed=1"):
+        assert (await cluster.command("cluster", "settings", "--set", wrong)).returncode == 2
+
+
+async def test_the_last_node_of_a_cluster_stays(cluster: Cluster) -> None:
+    """Neither drained nor gone, whatever is said: somebody has to hold the chunks."""
+    url = cluster.nodes[0].url
+    for wish in ("drain", "leave"):
+        refused = await cluster.command(wish, url, "--no-wait", "--reduce-copies")
+        assert (refused.returncode, "No node would be left" in refused.stderr) == (1, True)
+    removed = await cluster.command("remove", url, "--force")
+    assert (removed.returncode, "No node would be left" in removed.stderr) == (1, True)
+    unknown = await cluster.command("drain", "ffffffff")
+    assert (unknown.returncode, "holdfast nodes" in unknown.stderr) == (3, True)
+
+
+async def test_a_preview_is_shown_to_people_and_programs(cluster: Cluster) -> None:
+    """What would move if a second node came: a copy of everything."""
+    shown = await cluster.command("ring", "preview", "join", "--capacity", "100GB", "--zone", "b")
+    assert shown.returncode == 0, shown.stderr
+    assert "a new node joins: 4096 copies of partitions move" in shown.stdout
+    assert "2 copies instead of 1" in shown.stdout
+    refused = await cluster.command("ring", "preview", "leave", cluster.nodes[0].url)
+    assert (refused.returncode, "no node would be left" in refused.stderr) == (1, True)

@@ -15,6 +15,7 @@ from node.commands import departure as departures
 from node.commands.cluster import parse_changes, shown
 from node.commands.departure import Departure, NotYetError, RecalledError, departure, watch
 from node.commands.node_names import AmbiguousNodeError, NoSuchNodeError, find_member
+from node.commands.nodes import member_rows
 from node.commands.quantities import duration, parse_bytes, parse_rate, parse_seconds
 from node.commands.ring import describe
 from node.data_directory import IDENTITY_NAME, Identity, has_left
@@ -198,3 +199,17 @@ def test_a_preview_says_what_moves_and_how_long() -> None:
     text = " ".join(describe(fewer))
     assert "2 copies instead of 3" in text
     assert "without a limit" in text
+
+
+def test_nodes_are_listed_with_what_is_wanted_of_them() -> None:
+    """Stage and intent side by side, the leader marked."""
+    listed = member_rows(
+        cluster(
+            member(FIRST, zone="a", stage="leaving", intent="leave", in_ring=False),
+            member(SECOND, reachable=False, weight=4000),
+        )
+    )
+    assert listed == [
+        (f"{FIRST} *", f"http://{FIRST}.test:7070", "leaving", "leave", "no", "yes", "a", "100"),
+        (SECOND, f"http://{SECOND}.test:7070", "voter", "stay", "yes", "NO", "-", "4000"),
+    ]
