@@ -286,6 +286,10 @@ class ChunkIndex:
         rows = self._reader().execute("SELECT volume, start, length, chunk_id FROM to_punch")
         return [Extent(*row) for row in rows]
 
+    def partition_counts(self) -> list[int]:
+        """Return how many healthy chunks each partition has. From memory: some 0.1 ms."""
+        return [count for count, _ in self._partitions]
+
     def partition_digests(self) -> list[PartitionDigest]:
         return [
             PartitionDigest(count, digest.to_bytes(CHUNK_ID_SIZE, "big"))

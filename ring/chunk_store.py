@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
@@ -185,17 +185,27 @@ class DiskChunkStore:
 
     async def touch(self, chunk_ids: Sequence[bytes], *, touch: int) -> list[bool]:
         """See `ChunkStore.touch`."""
-        rows = self._catalog.find_all(chunk_ids)
-        healthy = [row for row in rows.values() if not row.quarantined]
+        return await self.confirm([(chunk_id, touch) for chunk_id in chunk_ids])
+
+    async def confirm(self, touches: Sequence[tuple[bytes, int]]) -> list[bool]:
+        """See `ChunkStore.confirm`."""
+        confirmed, unsound = await self._in_worker(partial(self._confirm, dict(touches)))
+        for row in unsound:
+            await self._quarantine(row, "its record header is bad")
+        return [chunk_id in confirmed for chunk_id, _ in touches]
+
+    def _confirm(self, touches: Mapping[bytes, int]) -> tuple[set[bytes], list[IndexRow]]:
+        """Worker thread: what was confirmed, and the rows whose record headers are bad."""
         confirmed: set[bytes] = set()
-        for row, is_sound in zip(
-            healthy, await self._in_worker(partial(self._sound_headers, healthy)), strict=True
-        ):
-            if not is_sound:
-                await self._quarantine(row, "its record header is bad")
-            elif self._catalog.confirm(row, touch):
-                confirmed.add(row.chunk_id)
-        return [chunk_id in confirmed for chunk_id in chunk_ids]
+        unsound: list[IndexRow] = []
+        for chunk_id, row in self._catalog.find_all(list(touches)).items():
+            if row.quarantined:
+                continue
+            if not self._is_header_sound(row):
+                unsound.append(row)
+            elif self._catalog.confirm(row, touches[chunk_id]):
+                confirmed.add(chunk_id)
+        return confirmed, unsound
 
     async def delete(self, chunk_id: bytes, *, unless: Callable[[ChunkRow], bool]) -> bool:
         """See `ChunkStore.delete`."""
@@ -330,6 +340,10 @@ class DiskChunkStore:
         """See `ChunkStore.wait_indexed`."""
         await self._writer.update_index()
 
+    def partition_counts(self) -> list[int]:
+        """See `ChunkStore.partition_counts`."""
+        return self._index.partition_counts()
+
     def ids(self, after: bytes, limit: int, *, below: bytes | None = None) -> list[bytes]:
         """See `ChunkStore.ids`."""
         return self._index.ids(after, limit, below=below)
@@ -372,10 +386,7 @@ class DiskChunkStore:
     # --- within --------------------------------------------------------------------------------
 
     async def _has_sound_header(self, row: IndexRow) -> bool:
-        return (await self._in_worker(partial(self._sound_headers, [row])))[0]
-
-    def _sound_headers(self, rows: Sequence[IndexRow]) -> list[bool]:
-        return [self._is_header_sound(row) for row in rows]
+        return await self._in_worker(partial(self._is_header_sound, row))
 
     def _is_header_sound(self, row: IndexRow) -> bool:
         for from_disk in (False, True):

@@ -179,16 +179,22 @@ class ChunkStore(Protocol):
         """Look chunks up in the index; None for those that are not here."""
 
     async def touch(self, chunk_ids: Sequence[bytes], *, touch: int) -> list[bool]:
-        """Raise the touch of chunks to at least `touch`.
+        """`confirm` with the same touch for all."""
 
-        True where the chunk is here: durable, not quarantined, its record header checked (D2).
+    async def confirm(self, touches: Sequence[tuple[bytes, int]]) -> list[bool]:
+        """Say which chunks somebody may rely on, and raise their touches to at least those given.
+
+        True where the chunk is here: durable, not quarantined, its record header checked (D2). A
+        deletion that is being judged meanwhile does not take place, also where the touch was as
+        high before (D5).
         """
 
     async def delete(self, chunk_id: bytes, *, unless: Callable[[ChunkRow], bool]) -> bool:
         """Delete a chunk, healthy or quarantined, unless `unless` says to keep it.
 
         `unless` is asked in the writer thread as the last thing before the deletion, which happens
-        only if the touch has not changed since. Returns whether the chunk was deleted: False where
+        only if since then the touch has not changed and nobody has confirmed the chunk: neither
+        `confirm` nor a `put` that found it here. Returns whether the chunk was deleted: False where
         it is not here, was kept, or no touch floor has been given yet.
         """
 
@@ -214,6 +220,9 @@ class ChunkStore(Protocol):
     def quarantined(self, limit: int, *, after: bytes = b"") -> list[bytes]:
         """Return up to `limit` ids of quarantined chunks greater than `after`, in order. Any
         thread."""
+
+    def partition_counts(self) -> list[int]:
+        """Return how many healthy chunks each of the 4,096 partitions has. Any thread, cheap."""
 
     def partition_digests(self) -> list[PartitionDigest]:
         """Return the digests of all 4,096 partitions. Any thread."""

@@ -282,19 +282,22 @@ class StoreChanges:
         row = self._catalog.find(chunk_id)
         if row is None:
             return None
-        touch = self._catalog.touch_of(row)
-        if touch is None:
-            return None
-        asked = ChunkRow(
-            chunk_id=chunk_id,
-            plain_length=row.plain_length,
-            stored_length=row.payload_length,
-            quarantined=row.quarantined,
-            touch=touch,
-        )
-        if unless(asked) or not self._catalog.condemn(row, touch=touch):
-            return None
-        return row
+        touch = self._catalog.judge(row)
+        try:
+            if touch is None:
+                return None
+            asked = ChunkRow(
+                chunk_id=chunk_id,
+                plain_length=row.plain_length,
+                stored_length=row.payload_length,
+                quarantined=row.quarantined,
+                touch=touch,
+            )
+            if unless(asked) or not self._catalog.condemn(row, touch=touch):
+                return None
+            return row
+        finally:
+            self._catalog.absolve(row)
 
     def recount(self, partition: int) -> bool:
         """Put a partition's digest right; returns whether it was wrong. Raises StoreFullError."""
@@ -311,7 +314,11 @@ class StoreChanges:
         if row.quarantined or self._catalog.find(row.chunk_id) != row:
             return False
         marked = row._replace(quarantined=True)
-        self._index.apply(IndexChange(transitions=[Transition(row, marked)]))
+        self._catalog.fail(row)
+        try:
+            self._index.apply(IndexChange(transitions=[Transition(row, marked)]))
+        finally:
+            self._catalog.failed(row)
         self.counters.records_quarantined += 1
         return True
 

@@ -51,6 +51,8 @@ class MemoryChunkStore:
         self._gate = asyncio.Event()
         self._gate.set()
         self._in_flight: dict[bytes, asyncio.Future[None]] = {}
+        self._judged: set[bytes] = set()
+        """Being asked about, and not confirmed since."""
         self._damage_found = 0
         self._deleted = 0
         self._written = 0
@@ -138,8 +140,12 @@ class MemoryChunkStore:
         return [self._stat(chunk_id) for chunk_id in chunk_ids]
 
     async def touch(self, chunk_ids: Sequence[bytes], *, touch: int) -> list[bool]:
+        return await self.confirm([(chunk_id, touch) for chunk_id in chunk_ids])
+
+    async def confirm(self, touches: Sequence[tuple[bytes, int]]) -> list[bool]:
+        await asyncio.sleep(0)
         found: list[bool] = []
-        for chunk_id in chunk_ids:
+        for chunk_id, touch in touches:
             chunk = self._chunks.get(chunk_id)
             is_here = chunk is not None and not chunk.quarantined
             found.append(is_here)
@@ -159,9 +165,11 @@ class MemoryChunkStore:
             quarantined=chunk.quarantined,
             touch=max(self._floor, chunk.touch),
         )
-        if unless(row):
-            return False
-        if self._chunks.get(chunk_id) != chunk:
+        # As in the other one, whose writer thread asks while this one's loop goes on.
+        self._judged.add(chunk_id)
+        await asyncio.sleep(0)
+        keep = await asyncio.to_thread(unless, row)
+        if keep or chunk_id not in self._judged or self._chunks.get(chunk_id) != chunk:
             return False
         del self._chunks[chunk_id]
         self._deleted += 1
@@ -181,6 +189,9 @@ class MemoryChunkStore:
     def quarantined(self, limit: int, *, after: bytes = b"") -> list[bytes]:
         found = (each for each, chunk in self._chunks.items() if chunk.quarantined)
         return sorted(each for each in found if each > after)[:limit]
+
+    def partition_counts(self) -> list[int]:
+        return [digest.count for digest in self.partition_digests()]
 
     def partition_digests(self) -> list[PartitionDigest]:
         counts, digests = [0] * PARTITION_COUNT, [0] * PARTITION_COUNT
@@ -244,6 +255,7 @@ class MemoryChunkStore:
             self.on_damage(chunk_id)
 
     def _raise(self, chunk_id: bytes, touch: int) -> None:
+        self._judged.discard(chunk_id)
         chunk = self._chunks[chunk_id]
         self._chunks[chunk_id] = replace(chunk, touch=max(chunk.touch, touch))
 

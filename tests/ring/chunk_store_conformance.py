@@ -6,6 +6,7 @@ import abc
 import asyncio
 import contextlib
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -265,6 +266,58 @@ class ChunkStoreConformance(abc.ABC):
         assert not await store.delete(chunk_id, unless=keep)
         assert asked == [ChunkRow(chunk_id, 10_000, 10_000, False, 4)]
         assert await content(store, chunk_id) == noise(10_000)
+
+    @pytest.mark.parametrize("how", ["confirm", "touch", "put"])
+    async def test_confirmed_while_judged(self, store: ChunkStore, how: str) -> None:
+        """Who is told that a chunk is here while its deletion is being judged can rely on it, also
+        where that leaves the touch as it was (D4, D5)."""
+        store.set_touch_floor(0)
+        chunk_id = await put(store, noise(10_000), touch=4)
+        asked, answered = threading.Event(), threading.Event()
+
+        def agree(row: ChunkRow) -> bool:
+            asked.set()
+            assert answered.wait(60)
+            return False
+
+        deletion = asyncio.create_task(store.delete(chunk_id, unless=agree))
+        try:
+            assert await asyncio.to_thread(asked.wait, 60)
+            match how:
+                case "confirm":
+                    assert await store.confirm([(chunk_id, 4)]) == [True]
+                case "touch":
+                    assert await store.touch([chunk_id], touch=0) == [True]
+                case _:
+                    outcome = await store.put(chunk_id, raw(noise(10_000)), touch=4)
+                    assert outcome is PutOutcome.EXISTED
+        finally:
+            answered.set()
+        assert not await deletion
+        assert await content(store, chunk_id) == noise(10_000)
+        # It was only that deletion: the next one takes place.
+        assert await store.delete(chunk_id, unless=never)
+
+    async def test_confirmations_have_touches_of_their_own(self, store: ChunkStore) -> None:
+        """Each chunk's touch rises to its own number, and absent ones are told in their place."""
+        store.set_touch_floor(0)
+        first, second = await put(store, noise(10)), await put(store, noise(20), touch=7)
+        absent = chunk_id_of(b"absent")
+        flags = await store.confirm([(second, 5), (absent, 9), (first, 3)])
+        assert flags == [True, False, True]
+        stats = await store.stat([first, second])
+        assert [stat.touch for stat in stats if stat is not None] == [3, 7]
+
+    async def test_partition_counts(self, store: ChunkStore) -> None:
+        """The healthy chunks of each partition are counted."""
+        store.set_touch_floor(0)
+        chunk_ids = [await put(store, noise(100, seed)) for seed in range(20)]
+        await store.delete(chunk_ids.pop(), unless=never)
+        await store.wait_indexed()
+        expected = [0] * PARTITION_COUNT
+        for chunk_id in chunk_ids:
+            expected[int.from_bytes(chunk_id[:2], "big") >> 4] += 1
+        assert store.partition_counts() == expected
 
     async def test_callback_that_fails(self, store: ChunkStore) -> None:
         """What the callback raises reaches who asked for the deletion; the chunk stays."""

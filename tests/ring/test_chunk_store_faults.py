@@ -473,6 +473,19 @@ async def test_touch_while_being_asked(bench: Bench) -> None:
         assert await content(store, chunk_id) == noise(5000)
 
 
+async def test_floor_raised_while_being_asked(bench: Bench) -> None:
+    """A touch that rises with the floor keeps a chunk as one that was raised by itself does (D4)."""
+    async with bench.run() as store:
+        chunk_id = await put(store, noise(5000), touch=1)
+
+        def floor_rises(row: ChunkRow) -> bool:
+            store.set_touch_floor(row.touch + 1)
+            return False
+
+        assert not await store.delete(chunk_id, unless=floor_rises)
+        assert await content(store, chunk_id) == noise(5000)
+
+
 async def test_outdated_suspicion(bench: Bench) -> None:
     """A reader that was overtaken by a deletion and a new put does not quarantine the new copy."""
     async with bench.run() as store:
@@ -492,11 +505,42 @@ async def test_condemned_is_not_confirmed(bench: Bench) -> None:
         chunk_id = await put(store, noise(5000), touch=1)
         await store.wait_indexed()
         row = row_of(store, chunk_id)
+        assert store._catalog.judge(row) == 1
         assert store._catalog.condemn(row, touch=1)
         assert not store._catalog.confirm(row, 5)
         assert await store.touch([chunk_id], touch=5) == [False]
         store._catalog.reprieve(chunk_id)
         assert await store.touch([chunk_id], touch=5) == [True]
+
+
+async def test_damage_overtakes_a_confirmation(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that is quarantined after its header was checked, or at that moment, is not confirmed:
+    neither before its row says so, nor by somebody who has read the row as it was."""
+    async with bench.run() as store:
+        catalog, index = store._catalog, store._index
+        chunk_id = await put(store, noise(5000))
+        await store.wait_indexed()
+        row = row_of(store, chunk_id)
+        told: list[bool] = []
+        apply, find = index.apply, catalog.find
+
+        def apply_and_ask(change: IndexChange, *, durable: bool = False) -> None:
+            told.append(catalog.confirm(row, 2))
+            apply(change, durable=durable)
+
+        def find_and_fail(chunk_id: bytes) -> IndexRow | None:
+            found = find(chunk_id)
+            monkeypatch.setattr(catalog, "find", find)
+            assert store._changes.quarantine(row)
+            return found
+
+        monkeypatch.setattr(index, "apply", apply_and_ask)
+        monkeypatch.setattr(catalog, "find", find_and_fail)
+        assert not catalog.confirm(row, 2)
+        assert told == [False]
+        assert store.quarantined(10) == [chunk_id]
 
 
 async def test_puts_reads_and_deletions_at_once(bench: Bench) -> None:
