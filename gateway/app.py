@@ -101,23 +101,33 @@ _VITAL = frozenset({paths.HEALTH_LIVE, paths.HEALTH_READY, paths.METRICS})
 """Answered however many requests there are: a node under load must not look dead."""
 
 
+_WATCHING = _VITAL | {paths.HEALTH_CLUSTER, paths.CLUSTER, paths.RING}
+"""Asked by who watches the cluster: that is no traffic which background work has to yield to."""
+
+
 class _Route(NamedTuple):
     handler: Handler
     operation: str
     """Its label in the metrics."""
     is_vital: bool
+    is_watching: bool
 
 
 class Gateway:
     """Answers one request after another; the same object serves all connections."""
 
-    def __init__(self, backends: Backends, in_progress: list[int]) -> None:
+    def __init__(
+        self, backends: Backends, in_progress: list[int], on_request: Callable[[], None]
+    ) -> None:
         self._backends = backends
+        self._on_request = on_request
         self._requests_max = backends.settings.requests_max
         self._in_progress = in_progress
         self._routes = {
             template: {
-                method: _Route(handler, f"{method} {template}", template in _VITAL)
+                method: _Route(
+                    handler, f"{method} {template}", template in _VITAL, template in _WATCHING
+                )
                 for method, handler in methods.items()
             }
             for template, methods in routes(backends).items()
@@ -133,6 +143,8 @@ class Gateway:
             target = paths.parse_target(request.raw_path)
             route = self._route(request.method, target.route)
             operation = route.operation
+            if not route.is_watching:
+                self._on_request()
             if progress[0] > self._requests_max and not route.is_vital:
                 response = problem_response(
                     ApiError("overloaded", f"{progress[0]} requests are in progress already")
@@ -236,10 +248,12 @@ def make_server(
     settings: GatewaySettings,
     workers: Executor,
     registry: CollectorRegistry | None = None,
+    on_request: Callable[[], None] = lambda: None,
 ) -> GatewayServer:
     """Put a gateway together; the event loop must be running.
 
     `workers` runs hashing and listings. `registry` is what /metrics shows; one of its own if None.
+    `on_request` is called as requests of clients come, other than those that watch the cluster.
     """
     in_progress = [0]
     metrics = Metrics(registry or CollectorRegistry(), in_progress=lambda: in_progress[0])
@@ -254,7 +268,7 @@ def make_server(
         read_budget=ByteBudget(settings.read_budget_bytes),
     )
     return GatewayServer(
-        Gateway(backends, in_progress),
+        Gateway(backends, in_progress, on_request),
         backends,
         in_progress,
         access_log=None,

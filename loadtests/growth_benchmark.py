@@ -20,7 +20,7 @@ from loadtests.comparisons import compare_requests, compare_streams
 from loadtests.measurements import Bar, Measurement, median_of
 from loadtests.request_generator import Outcome, generate
 from loadtests.stream_client import Target, TransferError, download
-from ring.repair import COPIES_AT_ONCE
+from ring.pulling import FETCHES_AT_ONCE
 from tests.end_to_end.cluster import NodeProcess, wait_until
 
 NODES = 4
@@ -137,7 +137,7 @@ class Growth:
             bar=REBALANCE_BAR,
             detail=(
                 f"{seconds:.1f} s, {moved / seconds / 1e6:,.0f} MB/s; bare {bare:.1f} s with "
-                f"{COPIES_AT_ONCE} streams; epoch {status['epoch']}"
+                f"{FETCHES_AT_ONCE} streams; epoch {status['epoch']}"
             ),
         )
 
@@ -173,8 +173,8 @@ class Growth:
                     raise TransferError(f"{each.path}: too short")
 
         began = time.perf_counter()
-        with ThreadPoolExecutor(COPIES_AT_ONCE) as threads:
-            for stream in [threads.submit(fetch) for _ in range(COPIES_AT_ONCE)]:
+        with ThreadPoolExecutor(FETCHES_AT_ONCE) as threads:
+            for stream in [threads.submit(fetch) for _ in range(FETCHES_AT_ONCE)]:
                 stream.result()
         return time.perf_counter() - began
 

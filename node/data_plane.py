@@ -1,14 +1,15 @@
 """The ring's part of a node: buffers, chunk store, what peers ask of us and we of them, its jobs.
 
-Two pools of buffers, because what clients send may wait for what peers take, but never the other
-way round: a node serves its peers from a pool that no client can exhaust.
+Three pools of buffers. What clients send may wait for what peers take, but never the other way
+round: a node serves its peers from a pool that no client can exhaust. And what moves in the
+background takes nothing from either.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from aiohttp import web
 
@@ -30,6 +31,7 @@ from ring.filesystem import RealFileSystem
 from ring.identity import ClusterIdentity
 from ring.interfaces import ClusterView, LiveChunks
 from ring.members import Member, NodeId
+from ring.moves import Mover
 from ring.peer_client import PeerClient
 from ring.peer_server import make_peer_application, peer_runner
 from ring.placement import Ring, build_ring
@@ -38,9 +40,17 @@ from ring.replicator import Replicator
 from ring.ring_cache import RingCache
 from ring.scrub import Scrubber, ScrubStatus
 from ring.store_changes import StoreLimits
+from ring.throttle import ClientActivity, Throttle
 from ring.worker import Job, Worker
 
 INDEX_NAME = "index.db"
+
+REPAIR_BUFFERS_DIVISOR = 8
+"""The part of a node's buffers that repair has for itself: four large chunks of the usual budget,
+one of the smallest. It so never takes one from a client, nor waits for one."""
+
+REPAIR_THREADS = 2
+"""Hashing and look-ups of repair and moves, beside the threads that clients wait for."""
 
 
 class DataPlane:
@@ -63,9 +73,15 @@ class DataPlane:
         self._settings = settings
         self._encryption = encryption
         self._view = view
-        half = settings.buffer_budget_bytes // 2
-        self.pool = BufferPool(half)
-        self._peer_pool = BufferPool(half)
+        budget = settings.buffer_budget_bytes
+        self.pool = BufferPool(budget // 2)
+        self._repair_pool = BufferPool(budget // REPAIR_BUFFERS_DIVISOR)
+        self._peer_pool = BufferPool(budget // 2 - budget // REPAIR_BUFFERS_DIVISOR)
+        self._repair_workers = ThreadPoolExecutor(REPAIR_THREADS, thread_name_prefix="repair")
+        self.clients = ClientActivity()
+        self._throttle = Throttle(
+            lambda: cluster_settings().repair_bytes_per_second, clients=self._clients_active
+        )
         self._node_id = identity.node_id
         self._workers = workers
         self._filesystem = RealFileSystem()
@@ -104,6 +120,7 @@ class DataPlane:
             fetcher=self._fetcher,
             workers=workers,
             on_lacking=self._note_lacking,
+            on_client=self.clients.note,
         )
         self._repairer = Repairer(
             identity.node_id,
@@ -112,8 +129,28 @@ class DataPlane:
             live=live,
             rings=self._rings,
             client=self._client,
-            fetcher=self._fetcher,
-            workers=workers,
+            fetcher=ChunkFetcher(
+                identity.node_id,
+                view=view,
+                rings=self._rings,
+                client=self._client,
+                workers=self._repair_workers,
+                on_lacking=self._note_lacking,
+                pool=self._repair_pool,
+            ),
+            workers=self._repair_workers,
+            throttle=self._throttle,
+            pool=self._repair_pool,
+        )
+        self._mover = Mover(
+            identity.node_id,
+            store=self._store,
+            view=view,
+            live=live,
+            rings=self._rings,
+            client=self._client,
+            workers=self._repair_workers,
+            busy=self._clients_active,
         )
         self._anti_entropy = AntiEntropy(
             identity.node_id,
@@ -141,9 +178,10 @@ class DataPlane:
                 pool=self._peer_pool,
                 workers=workers,
                 signed=encryption is None,
-                settled=lambda: self._repairer.status().settled,
+                settled=self._settled_here,
                 figures=self.load,
                 scrub=self.scrub,
+                clients_active=self.clients.active,
             )
         )
 
@@ -183,6 +221,7 @@ class DataPlane:
         """Start the background jobs: the ring's own, and those given by name."""
         own: dict[str, Job] = {
             "repair": self._repairer,
+            "moves": self._mover,
             "anti-entropy": self._anti_entropy,
             "collector": self._collector,
             "scrub": self._scrubber,
@@ -211,6 +250,7 @@ class DataPlane:
         """End what is under way, then close what has been opened."""
         while self._closers:
             await self._closers.pop()()
+        self._repair_workers.shutdown(wait=True, cancel_futures=True)
 
     # --- what the status shows ---------------------------------------------------------------
 
@@ -220,19 +260,21 @@ class DataPlane:
         return ready if ready is not None else build_ring(self._view.membership())
 
     def settled(self) -> bool:
-        """Whether every node of the ring holds all that the current epoch wants it to hold.
+        """Whether all copies of what files refer to are where the current epoch wants them.
 
         What the others hold is as they said at the last probe, some seconds ago at most.
         """
         membership = self._view.membership()
-        return self._repairer.status().settled and self._probe.settled(
+        return self._settled_here() and self._probe.settled(
             [member.node_id for member in membership.members], membership.epoch
         )
 
     def own_settled_epoch(self) -> int | None:
         """The current epoch, where all that it wants of this node is here."""
-        status = self._repairer.status()
-        return status.epoch if status.settled else None
+        return self._repairer.settled_epoch()
+
+    def _settled_here(self) -> bool:
+        return self._repairer.status().settled and self._mover.status().settled
 
     async def answers(self, member: Member) -> bool:
         """Whether a node answers right now, or did at the last probe."""
@@ -279,6 +321,7 @@ class DataPlane:
         Each figure has its sentence in `node/metrics.py: FIGURES`; a test holds that.
         """
         store, repair = self._store.statistics(), self._repairer.status()
+        moves = self._mover.status()
         entropy = self._anti_entropy.status()
         scrub = self._scrubber.status()
         return {
@@ -291,10 +334,17 @@ class DataPlane:
             "store_full": float(store.full),
             "quarantined_chunks": store.quarantined,
             "damage_found": store.damage_found,
-            "buffers_leased_bytes": self.pool.leased_bytes + self._peer_pool.leased_bytes,
+            "buffers_leased_bytes": sum(
+                pool.leased_bytes for pool in (self.pool, self._peer_pool, self._repair_pool)
+            ),
             "repair_remaining_copies": repair.remaining,
             "repair_swept_percent": round(100 * repair.swept_fraction, 1),
             "repair_copied_bytes": repair.bytes_copied,
+            "repair_bytes_left": repair.bytes_left,
+            "repair_bytes_per_second": round(repair.bytes_per_second),
+            **({} if repair.eta_seconds is None else {"repair_eta_seconds": repair.eta_seconds}),
+            "moves_misplaced_copies": moves.misplaced,
+            "moves_dropped_copies": moves.dropped,
             "unrecoverable_chunks": repair.unrecoverable,
             "collected_chunks": self._collector.chunks_collected,
             "jobs_failing": sum(job.statistics().last_error is not None for job in self._jobs),
@@ -314,6 +364,10 @@ class DataPlane:
             "scrub_age_seconds": round(scrub.age_seconds),
             **({"scrub_percent": _percent(scrub)} if scrub.is_running else {}),
         }
+
+    def _clients_active(self) -> bool:
+        """Whether clients are being served here, or where copies come from."""
+        return self.clients.active() or self._probe.clients_active()
 
     def _note_lacking(self, chunk_id: bytes, node_id: NodeId) -> None:
         self._repairer.note_lacking(chunk_id, node_id)

@@ -222,6 +222,7 @@ class Node:
             ),
             workers=self._workers,
             registry=self._registry,
+            on_request=self._data.clients.note,
         )
         context = None
         if settings.tls_cert:

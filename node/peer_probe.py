@@ -66,13 +66,20 @@ class PeerProbe:
         return Probed(reachable, max(0.0, self._clock() - moment), answer)
 
     def settled(self, node_ids: Sequence[NodeId], epoch: int) -> bool:
-        """Whether each of these nodes, this one left out, said so last, at this epoch."""
+        """Whether each of these nodes, this one left out, said so last, at this epoch.
+
+        Other nodes that answer must say so as well: they may hold what belongs to these.
+        """
+        wanted = set(node_ids) - {self._own_id}
+        others = (answer for node_id, answer in self._now.items() if node_id not in wanted)
         return all(
             answer is not None and answer.settled and answer.epoch == epoch
-            for answer in (
-                self._now.get(node_id) for node_id in node_ids if node_id != self._own_id
-            )
-        )
+            for answer in map(self._now.get, wanted)
+        ) and all(answer is None or answer.settled for answer in others)
+
+    def clients_active(self) -> bool:
+        """Whether another node was serving clients at the last probe."""
+        return any(answer is not None and answer.clients_active for answer in self._now.values())
 
     async def work(self) -> float:
         members = [member for member in self._members() if member.node_id != self._own_id]

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from blake3 import blake3
 
+from ring.buffers import BufferPool
 from ring.codec import decode, verify
 from ring.errors import (
     ChunkDamagedError,
@@ -26,7 +27,7 @@ from ring.errors import (
     ChunkUnavailableError,
     RingError,
 )
-from ring.interfaces import ClusterView, Codec, Encoded
+from ring.interfaces import CHUNK_SIZE_LIMIT, ClusterView, Codec, Encoded
 from ring.members import Member, NodeId
 from ring.peer_client import FetchedContent, PeerClient
 from ring.placement import Ring
@@ -61,6 +62,7 @@ class ChunkFetcher:
         client: PeerClient,
         workers: Executor,
         on_lacking: Lacking,
+        pool: BufferPool | None = None,
     ) -> None:
         self._node_id = node_id
         self._view = view
@@ -68,6 +70,8 @@ class ChunkFetcher:
         self._client = client
         self._workers = workers
         self._on_lacking = on_lacking
+        self._pool = pool
+        """For whole chunks that `fetch` and `fetch_from` bring; None: the client's own."""
         self.damage_found = 0
         """Bad copies that other nodes have sent, or said to have."""
 
@@ -94,17 +98,25 @@ class ChunkFetcher:
         """
 
         async def ask(member: Member) -> FetchedContent:
-            fetched = await self._client.get(member, chunk_id)
-            try:
-                sums = await self._in_worker(verify, chunk_id, fetched.content)
-            except BaseException:
-                fetched.lease.release()
-                raise
-            content = fetched.content
-            fetched.content = Encoded(content.payload, content.codec, content.plain_length, sums)
-            return fetched
+            return await self.fetch_from(member, chunk_id)
 
         return await self._from_anybody(chunk_id, ask)
+
+    async def fetch_from(
+        self, member: Member, chunk_id: bytes, *, length_limit: int = CHUNK_SIZE_LIMIT
+    ) -> FetchedContent:
+        """The same from one node; raises what `PeerClient.get` does, and ChunkRejectedError."""
+        fetched = await self._client.get(
+            member, chunk_id, length_limit=length_limit, pool=self._pool
+        )
+        content = fetched.content
+        try:
+            sums = await self._in_worker(verify, chunk_id, content)
+        except BaseException:
+            fetched.lease.release()
+            raise
+        fetched.content = Encoded(content.payload, content.codec, content.plain_length, sums)
+        return fetched
 
     async def _read_whole(
         self, member: Member, chunk_id: bytes, length: int, start: int, end: int

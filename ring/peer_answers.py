@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
 
+from ring.buffers import BufferPool
 from ring.errors import (
     ChunkDamagedError,
     ChunkNotFoundError,
@@ -17,7 +19,15 @@ from ring.errors import (
     StoreFullError,
     StoreOverloadedError,
 )
-from ring.peer_wire import SLICE_SIZE, STATUS_OF_CODE, Refusal
+from ring.interfaces import ChunkStore
+from ring.peer_wire import (
+    GET_BATCH_SIZE_LIMIT,
+    SLICE_SIZE,
+    SMALL_PUT_LIMIT,
+    STATUS_OF_CODE,
+    Refusal,
+    SmallGet,
+)
 
 BODY_SECONDS = 15.0
 BODY_RATE_MIN = 256 * 1024
@@ -78,3 +88,28 @@ def code_of(error: RingError) -> str:
             return "overloaded"
     _log.error("a peer's request failed: %s", error)
     return "store_failed"
+
+
+async def small_chunks(
+    store: ChunkStore, chunk_ids: Sequence[bytes], pool: BufferPool
+) -> list[SmallGet | None]:
+    """Read those of the chunks that are small, and fit into one answer together.
+
+    One after the other: this is never urgent, and the worker threads serve clients too.
+    """
+    room = GET_BATCH_SIZE_LIMIT
+    found: list[SmallGet | None] = []
+    for chunk_id, stat in zip(chunk_ids, await store.stat(chunk_ids), strict=True):
+        small: SmallGet | None = None
+        if stat is not None and stat.stored_length <= min(SMALL_PUT_LIMIT, room):
+            try:
+                content = await store.get_encoded(chunk_id, pool=pool)
+            except (ChunkNotFoundError, ChunkDamagedError):
+                pass
+            else:
+                # Copied, so that the answer does not hold a buffer for each chunk.
+                payload = memoryview(bytes(content.payload))
+                small = SmallGet(content.codec, content.plain_length, payload)
+                room -= len(payload)
+        found.append(small)
+    return found

@@ -25,6 +25,7 @@ from ring.peer_transport import READ_SECONDS, WRITE_SECONDS, PeerTransport, tran
 from ring.peer_wire import (
     CODEC_HEADER,
     DIGEST_HEADER,
+    GET_BATCH_BODY_LIMIT,
     IDS_LIMIT,
     PLAIN_LENGTH_HEADER,
     PREFIX,
@@ -36,9 +37,12 @@ from ring.peer_wire import (
     ScrubAnswer,
     SmallPut,
     chunk_path,
+    confirm_path,
+    decode_gets,
     decode_ids,
     digests_path,
     encode_ids,
+    encode_touches,
     ids_path,
     partition_ids_path,
     range_path,
@@ -109,11 +113,19 @@ class PeerClient:
         return _as_many(answers, puts, member)
 
     async def get(
-        self, member: Member, chunk_id: bytes, *, length_limit: int = CHUNK_SIZE_LIMIT
+        self,
+        member: Member,
+        chunk_id: bytes,
+        *,
+        length_limit: int = CHUNK_SIZE_LIMIT,
+        pool: BufferPool | None = None,
     ) -> FetchedContent:
-        """Fetch a whole chunk in its stored form, unverified; at most `length_limit` bytes."""
+        """Fetch a whole chunk in its stored form, unverified; at most `length_limit` bytes.
+
+        The buffer is of `pool`, the clients' where none is given.
+        """
         # Taken before asking: a peer that has begun to answer must not have to wait for it.
-        lease = await self._pool.lease(length_limit)
+        lease = await (pool or self._pool).lease(length_limit)
         try:
             async with self._transport.request(
                 member, "GET", chunk_path(chunk_id), seconds=READ_SECONDS, chunk_id=chunk_id
@@ -124,6 +136,33 @@ class PeerClient:
             lease.release()
             raise
         return FetchedContent(lease, Encoded(view, codec, plain_length))
+
+    async def get_several(
+        self, member: Member, chunk_ids: Sequence[bytes], *, pool: BufferPool
+    ) -> tuple[Lease, list[Encoded | None]]:
+        """Fetch small chunks in their stored form, unverified; at most `GET_BATCH_LIMIT`.
+
+        None for those that the peer has not, that are damaged, too large, or did not fit. All lie
+        in the one lease, which the caller releases.
+        """
+        lease = await pool.lease(GET_BATCH_BODY_LIMIT)
+        try:
+            async with self._transport.request(
+                member,
+                "POST",
+                f"{PREFIX}/gets",
+                memoryview(encode_ids(chunk_ids)),
+                seconds=READ_SECONDS,
+            ) as response:
+                body = await _receive(response, member, lease.view[:GET_BATCH_BODY_LIMIT])
+                found = _as_many(decode_gets(body), chunk_ids, member)
+        except BaseException:
+            lease.release()
+            raise
+        return lease, [
+            None if each is None else Encoded(each.payload, each.codec, each.plain_length)
+            for each in found
+        ]
 
     async def get_range(self, member: Member, chunk_id: bytes, start: int, end: int) -> memoryview:
         """Fetch plaintext that the peer has verified; a damaged transfer is refused here.
@@ -159,6 +198,15 @@ class PeerClient:
         path = touch_path(epoch, touch)
         flags = await self._ask(member, "POST", path, encode_ids(chunk_ids), list[bool])
         return _as_many(flags, chunk_ids, member)
+
+    async def confirm(
+        self, member: Member, touches: Sequence[tuple[bytes, int]], *, epoch: int
+    ) -> list[bool]:
+        """Have chunks confirmed for the drop of another copy: True where the peer owns and has it
+        at this epoch, its touch raised to the one given and no further (rules D5, D10)."""
+        body = encode_touches(touches)
+        flags = await self._ask(member, "POST", confirm_path(epoch), body, list[bool])
+        return _as_many(flags, touches, member)
 
     async def ids(self, member: Member, after: bytes, limit: int) -> list[bytes]:
         """Up to `limit` ids the peer holds, greater than `after`, in order."""

@@ -10,7 +10,7 @@ peer may send is bounded in size, in time and in number.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 from aiohttp import web
@@ -36,6 +36,7 @@ from ring.peer_answers import (
     code_of,
     refuse,
     send_chunk,
+    small_chunks,
 )
 from ring.peer_digests import DigestAnswers
 from ring.peer_wire import (
@@ -45,6 +46,7 @@ from ring.peer_wire import (
     CODEC_HEADER,
     CREDENTIALS_HEADER,
     DIGEST_HEADER,
+    GET_BATCH_LIMIT,
     IDS_LIMIT,
     PLAIN_LENGTH_HEADER,
     PREFIX,
@@ -61,6 +63,7 @@ from ring.peer_wire import (
     Welcome,
     decode_ids,
     decode_puts,
+    decode_touches,
     encode_ids,
     parse_after,
     parse_chunk_id,
@@ -102,12 +105,13 @@ def make_peer_application(
     settled: Callable[[], bool] = lambda: False,
     figures: Callable[[], Mapping[str, float]] = dict,
     scrub: Callable[[], int] | None = None,
+    clients_active: Callable[[], bool] = lambda: False,
 ) -> web.Application:
     """Build the application for the peer port; serve it with `peer_runner`.
 
     `pool` must be used for nothing else. `signed` asks for signatures: set it wherever the listener
-    is not one with `ring.tls.server_context`. `settled` tells how repair on this node stands,
-    `figures` all else that it shows of itself; `scrub` begins one, and tells its number.
+    is not one with `ring.tls.server_context`. `settled`, `clients_active` and `figures` are what
+    this node says of itself; `scrub` begins one, and tells its number.
     """
     server = _PeerServer(
         store,
@@ -120,6 +124,7 @@ def make_peer_application(
         settled=settled,
         figures=figures,
         scrub=scrub,
+        clients_active=clients_active,
     )
     application = web.Application(client_max_size=BODY_LIMIT)
     application.router.add_routes(server.routes())
@@ -151,10 +156,12 @@ class _PeerServer:
         settled: Callable[[], bool],
         figures: Callable[[], Mapping[str, float]],
         scrub: Callable[[], int] | None,
+        clients_active: Callable[[], bool],
     ) -> None:
         self._settled = settled
         self._figures = figures
         self._begin_scrub = scrub
+        self._clients_active = clients_active
         self._store = store
         self._view = view
         self._rings = rings
@@ -173,6 +180,7 @@ class _PeerServer:
             web.put(f"{PREFIX}/chunks/{{target:.*}}", self._guard(self._put)),
             web.post(f"{PREFIX}/puts", self._guard(self._put_several, admit=False)),
             web.get(f"{PREFIX}/chunks/{identifier}", self._guard(self._get), allow_head=False),
+            web.post(f"{PREFIX}/gets", self._guard(self._get_several, admit=False)),
             web.get(
                 f"{PREFIX}/ranges/{identifier}/{{start}}/{{end}}",
                 self._guard(self._get_range),
@@ -180,6 +188,7 @@ class _PeerServer:
             ),
             web.post(f"{PREFIX}/stat", self._guard(self._stat, admit=False)),
             web.post(f"{PREFIX}/touch/{{epoch}}/{{touch}}", self._guard(self._touch, admit=False)),
+            web.post(f"{PREFIX}/confirm/{{epoch}}", self._guard(self._confirm, admit=False)),
             web.get(f"{PREFIX}/ids/{{after}}/{{limit}}", self._guard(self._ids)),
             web.get(f"{PREFIX}/digests/{{epoch}}/{{asking}}", self._guard(self._digests)),
             web.get(
@@ -381,13 +390,25 @@ class _PeerServer:
         chunk_ids = decode_ids(await self._body(request), BATCH_LIMIT)
         epoch = parse_number(request.match_info["epoch"])
         touch = parse_number(request.match_info["touch"])
+        generation = self._view.generation()
+        asked = [(chunk_id, max(touch, generation)) for chunk_id in chunk_ids]
+        return answer_document(await self._confirmed(epoch, asked))
+
+    async def _confirm(self, request: web.Request) -> web.StreamResponse:
+        """Unlike a client's, this touch is taken as it comes: a move renews nothing (rule D10)."""
+        touches = decode_touches(await self._body(request), BATCH_LIMIT)
+        epoch = parse_number(request.match_info["epoch"])
+        return answer_document(await self._confirmed(epoch, touches))
+
+    async def _confirmed(self, epoch: int, touches: Sequence[tuple[bytes, int]]) -> list[bool]:
+        """Which of the chunks this node owns and has at `epoch`, their touches raised (D1, D5)."""
         ring = await self._ring_at(epoch)
-        owned = [self._identity.node_id in ring.owners(chunk_id) for chunk_id in chunk_ids]
-        asked = [chunk_id for chunk_id, own in zip(chunk_ids, owned, strict=True) if own]
-        flags = iter(await self._store.touch(asked, touch=max(touch, self._view.generation())))
-        # As for writes: what is confirmed for an epoch was durable while it lasted.
+        owned = [self._identity.node_id in ring.owners(chunk_id) for chunk_id, _ in touches]
+        asked = [touch for touch, own in zip(touches, owned, strict=True) if own]
+        flags = iter(await self._store.confirm(asked))
+        # At the next epoch this node may have no part in them any more, and drop them.
         await self._ring_at(epoch)
-        return answer_document([next(flags) if own else False for own in owned])
+        return [next(flags) if own else False for own in owned]
 
     # --- reads -------------------------------------------------------------------------------
 
@@ -399,6 +420,10 @@ class _PeerServer:
             PLAIN_LENGTH_HEADER: str(content.plain_length),
         }
         return await send_chunk(request, memoryview(content.payload), headers)
+
+    async def _get_several(self, request: web.Request) -> web.StreamResponse:
+        chunk_ids = decode_ids(await self._body(request), GET_BATCH_LIMIT)
+        return answer_document(await small_chunks(self._store, chunk_ids, self._pool))
 
     async def _get_range(self, request: web.Request) -> web.StreamResponse:
         chunk_id = parse_chunk_id(request.match_info["id"])
@@ -470,6 +495,7 @@ class _PeerServer:
                 requests_active=self._active,
                 settled=self._settled(),
                 figures=dict(self._figures()),
+                clients_active=self._clients_active(),
             )
         )
 

@@ -8,9 +8,11 @@ is described in docs/format.md.
     PUT  /peer/1/chunks/<id>/<epoch>/<purpose>/<touch>/<codec>/<plain length>
     POST /peer/1/puts                                   SmallPuts in, a PutAnswer for each out
     GET  /peer/1/chunks/<id>                            payload as stored, whole
+    POST /peer/1/gets                                   ids in, small payloads out, one by one
     GET  /peer/1/ranges/<id>/<start>/<end>              plaintext, verified by the sender
     POST /peer/1/stat                                   ids in, ChunkState for each out
     POST /peer/1/touch/<epoch>/<touch>                  ids in, a flag for each out
+    POST /peer/1/confirm/<epoch>                        ids with touches in, a flag for each out
     GET  /peer/1/ids/<after, or ->/<limit>              ids held, in order
     GET  /peer/1/digests/<epoch>/<asking node>          fingerprints of the partitions both own
     GET  /peer/1/slice-digests/<epoch>/<partition>      fingerprints of a partition's slices
@@ -43,10 +45,13 @@ SLICE_SIZE = 1024 * 1024
 """Bytes of a chunk handed to a connection at a time; each waits until the last has left."""
 
 BATCH_LIMIT = 4096
-"""Ids in one stat or touch."""
+"""Ids in one stat, touch or confirm."""
+
+TOUCH_SIZE = 8
+"""Bytes of a touch behind its id, most significant first."""
 
 BODY_LIMIT = 256 * 1024
-"""Bytes of a body that is no chunk: a full batch is half of it."""
+"""Bytes of a body that is no chunk: a full batch of ids with touches is 160 KiB."""
 
 IDS_LIMIT = 4096
 
@@ -61,6 +66,15 @@ PUT_BATCH_BODY_LIMIT = PUT_BATCH_SIZE_LIMIT + SMALL_PUT_LIMIT + PUT_BATCH_LIMIT 
 """Bytes of its body: what a target adds to a payload is less than 256."""
 
 
+GET_BATCH_LIMIT = 64
+GET_BATCH_BODY_LIMIT = 512 * 1024
+"""Small chunks fetched by one request, and the bytes of its answer: what a buffer of the middle
+size holds."""
+
+GET_BATCH_SIZE_LIMIT = GET_BATCH_BODY_LIMIT - GET_BATCH_LIMIT * 32
+"""Their payloads together; the form around one adds less than 32 bytes."""
+
+
 class Purpose(enum.StrEnum):
     """Why a chunk is sent, which decides who may take it and what its touch becomes."""
 
@@ -72,7 +86,10 @@ class Purpose(enum.StrEnum):
     """A copy of an old write: the receiver is an owner, and takes the touch as it is (D10)."""
 
 
-_Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+TOUCH_MAX = 2**62
+"""Far above what a generation can reach, and within what SQLite stores."""
+
+_Number = Annotated[int, msgspec.Meta(ge=0, le=TOUCH_MAX)]
 
 
 class PutTarget(msgspec.Struct, frozen=True, array_like=True):
@@ -115,6 +132,14 @@ class SmallPut(msgspec.Struct, frozen=True, array_like=True):
     payload: memoryview
 
 
+class SmallGet(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk among others that were asked for. Received, its payload is a view on the answer."""
+
+    codec: Codec
+    plain_length: _Number
+    payload: memoryview
+
+
 class MalformedError(ValueError):
     """A request that no node of this version sends."""
 
@@ -138,9 +163,12 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     writable: bool
     requests_active: int
     settled: bool = False
-    """Whether it found here all that the epoch wants here; see `ring/repair.py: RepairStatus`."""
+    """Whether it found here all that the epoch wants here, and nothing that it wants elsewhere; see
+    `ring/repair.py: RepairStatus` and `ring/moves.py: MoverStatus`."""
     figures: dict[str, float] = {}
     """What it shows of itself, by name with the unit last; for people, no decision hangs on it."""
+    clients_active: bool = False
+    """Whether it is serving clients: others then fetch from it with restraint."""
 
 
 class ScrubAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,6 +233,10 @@ def range_path(chunk_id: bytes, start: int, end: int) -> str:
 
 def touch_path(epoch: int, touch: int) -> str:
     return f"{PREFIX}/touch/{epoch}/{touch}"
+
+
+def confirm_path(epoch: int) -> str:
+    return f"{PREFIX}/confirm/{epoch}"
 
 
 def ids_path(after: bytes, limit: int) -> str:
@@ -275,6 +307,16 @@ def decode_puts(body: memoryview) -> list[SmallPut]:
         raise MalformedError(f"no chunks: {error}") from None
 
 
+_gets: msgspec.msgpack.Decoder[list[SmallGet | None]] = msgspec.msgpack.Decoder(
+    list[SmallGet | None]
+)
+
+
+def decode_gets(body: memoryview) -> list[SmallGet | None]:
+    """Raises msgspec.DecodeError for what is no answer. The payloads are views on `body`."""
+    return _gets.decode(body)
+
+
 def encode_ids(chunk_ids: Sequence[bytes]) -> bytes:
     return b"".join(chunk_ids)
 
@@ -285,3 +327,22 @@ def decode_ids(body: bytes, limit: int) -> list[bytes]:
     if rest or count > limit:
         raise MalformedError(f"{len(body)} bytes are no list of at most {limit} chunk ids")
     return [body[at : at + CHUNK_ID_SIZE] for at in range(0, len(body), CHUNK_ID_SIZE)]
+
+
+def encode_touches(touches: Sequence[tuple[bytes, int]]) -> bytes:
+    return b"".join(chunk_id + touch.to_bytes(TOUCH_SIZE, "big") for chunk_id, touch in touches)
+
+
+def decode_touches(body: bytes, limit: int) -> list[tuple[bytes, int]]:
+    """Raises MalformedError for more than `limit` ids with touches, or a part of one."""
+    size = CHUNK_ID_SIZE + TOUCH_SIZE
+    count, rest = divmod(len(body), size)
+    if rest or count > limit:
+        raise MalformedError(f"{len(body)} bytes are no list of at most {limit} ids with touches")
+    touches = [
+        (body[at : at + CHUNK_ID_SIZE], int.from_bytes(body[at + CHUNK_ID_SIZE : at + size], "big"))
+        for at in range(0, len(body), size)
+    ]
+    if any(touch > TOUCH_MAX for _, touch in touches):
+        raise MalformedError("a touch is beyond all generations")
+    return touches

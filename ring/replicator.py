@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -90,7 +90,9 @@ class Replicator:
         fetcher: ChunkFetcher,
         workers: Executor,
         on_lacking: Lacking,
+        on_client: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_client` is called whenever something is done for a client."""
         self._node_id = node_id
         self._store = store
         self._view = view
@@ -99,6 +101,7 @@ class Replicator:
         self._fetcher = fetcher
         self._workers = workers
         self._on_lacking = on_lacking
+        self._on_client = on_client
         self._writes: set[asyncio.Task[ChunkWritten]] = set()
         self._jobs: set[_WriteJob] = set()
         self._background: deque[_WriteJob] = deque()
@@ -129,6 +132,7 @@ class Replicator:
         Takes over the caller's hold on the lease, also where it raises or is cancelled. Raises
         QuorumFailedError; StoreFullError where only full disks stood in the way.
         """
+        self._on_client()
         # A copy under way can't be called back, so a cancelled caller leaves the write to itself.
         write = asyncio.ensure_future(self._write(lease, length, generation))
         self._writes.add(write)
@@ -250,6 +254,7 @@ class Replicator:
         The view may be on a pooled buffer, which goes back with the last view on it. Raises
         ChunkMissingError where every node says that it has none, else ChunkUnavailableError.
         """
+        self._on_client()
         end = length if end is None else min(end, length)
         try:
             content = await self._store.get(chunk_id, start=start, end=end)

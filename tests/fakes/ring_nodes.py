@@ -22,12 +22,14 @@ from ring.buffers import BufferPool
 from ring.fetching import ChunkFetcher
 from ring.identity import ClusterIdentity
 from ring.members import Member, Membership, NodeId
+from ring.moves import Mover
 from ring.peer_client import PeerClient
 from ring.peer_server import make_peer_application, peer_runner
 from ring.placement import Ring, build_ring
 from ring.repair import Repairer
 from ring.replicator import ChunkWritten, Replicator
 from ring.ring_cache import RingCache
+from ring.throttle import Throttle
 from ring.tls import client_context, server_context
 from tests.fakes.chunk_store import MemoryChunkStore
 
@@ -131,6 +133,8 @@ class RingNode:
             workers=workers,
             on_lacking=self._note,
         )
+        self.rate = 0
+        self.throttle = Throttle(lambda: self.rate, clients=lambda: False)
         self.repairer = Repairer(
             node_id,
             store=self.store,
@@ -139,6 +143,17 @@ class RingNode:
             rings=self.rings,
             client=self.client,
             fetcher=self.fetcher,
+            workers=workers,
+            throttle=self.throttle,
+            pool=self.pool,
+        )
+        self.mover = Mover(
+            node_id,
+            store=self.store,
+            view=self.view,
+            live=live,
+            rings=self.rings,
+            client=self.client,
             workers=workers,
         )
         self.reachable: dict[NodeId, bool] = {}

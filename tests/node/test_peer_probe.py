@@ -91,6 +91,10 @@ async def test_the_others_are_settled_when_all_of_them_say_so_at_this_epoch() ->
     client.unsettled = {third}
     await probe.work()
     assert not probe.settled([own, second, third], 1)
+    # Out of the ring, and yet with copies that belong to the others.
+    assert not probe.settled([own, second], 1)
+    client.down = {third}
+    await probe.work()
     assert probe.settled([own, second], 1)
     client.unsettled, client.down = set(), {second}
     await probe.work()

@@ -474,7 +474,7 @@ async def test_touch_while_being_asked(bench: Bench) -> None:
 
 
 async def test_floor_raised_while_being_asked(bench: Bench) -> None:
-    """A touch that rises with the floor keeps a chunk as one that was raised by itself does (D4)."""
+    """A touch that rises with the floor keeps a chunk as one raised by itself does (D4)."""
     async with bench.run() as store:
         chunk_id = await put(store, noise(5000), touch=1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -14,6 +14,7 @@ import pytest
 from blake3 import blake3
 
 from ring.buffers import BufferPool
+from ring.codec import encode
 from ring.errors import (
     ChunkNotFoundError,
     PeerRefusedError,
@@ -35,6 +36,7 @@ from ring.peer_wire import (
     PUT_BATCH_BODY_LIMIT,
     PUT_BATCH_LIMIT,
     SMALL_PUT_LIMIT,
+    TOUCH_MAX,
     MalformedError,
     Purpose,
     PutTarget,
@@ -43,7 +45,9 @@ from ring.peer_wire import (
     Welcome,
     chunk_path,
     decode_ids,
+    decode_touches,
     encode_ids,
+    encode_touches,
     ids_path,
     parse_after,
     parse_chunk_id,
@@ -276,6 +280,8 @@ async def test_the_epoch_fence_holds_for_writes_and_touches() -> None:
                 assert (caught.value.epoch, caught.value.node_id) == (2, member.node_id)
             with pytest.raises(StaleEpochError):
                 await cluster.nodes[0].client.touch(member, [CHUNK_ID], epoch=epoch, touch=1)
+            with pytest.raises(StaleEpochError):
+                await cluster.nodes[0].client.confirm(member, [(CHUNK_ID, 1)], epoch=epoch)
         assert cluster.holders(CHUNK_ID) == []
 
 
@@ -306,6 +312,52 @@ async def test_the_fence_is_asked_again_once_the_copy_is_durable() -> None:
         node.store.release_writes()
         with pytest.raises(StaleEpochError):
             await writing
+
+
+async def test_the_fence_is_asked_again_after_a_confirmation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rule D5: what was confirmed when the ring had changed meanwhile does not count."""
+    async with ring_cluster(2) as cluster:
+        member, store = cluster.nodes[1].member, cluster.nodes[1].store
+        await _put(cluster, _target())
+        confirm = store.confirm
+
+        async def confirm_and_change(touches: Sequence[tuple[bytes, int]]) -> list[bool]:
+            flags = await confirm(touches)
+            cluster.change_ring([0, 1])
+            return flags
+
+        monkeypatch.setattr(store, "confirm", confirm_and_change)
+        with pytest.raises(StaleEpochError):
+            await cluster.nodes[0].client.confirm(member, [(CHUNK_ID, 1)], epoch=1)
+        with pytest.raises(StaleEpochError):
+            await cluster.nodes[0].client.touch(member, [CHUNK_ID], epoch=2, touch=1)
+        # Nor does what was looked at by the former ring, for the one that came meanwhile.
+        with pytest.raises(StaleEpochError):
+            await cluster.nodes[0].client.confirm(member, [(CHUNK_ID, 1)], epoch=4)
+
+
+async def test_only_owners_confirm_and_no_touch_is_renewed() -> None:
+    """Rules D5, D10: each touch becomes at least the asker's, not this node's generation; who has a
+    copy and is no owner confirms nothing."""
+    async with ring_cluster(4) as cluster:
+        content = cluster.content_owned_by(0, 1, 2)
+        chunk_id = blake3(content).digest()
+        for number in (2, 3):
+            cluster.nodes[number].view.number = 9
+            encoded = encode(memoryview(content))
+            await cluster.nodes[number].store.put(chunk_id, encoded, touch=3)
+        absent = blake3(b"absent").digest()
+        confirm = cluster.nodes[0].client.confirm
+        for touch in (2, 5):
+            asked = [(absent, 8), (chunk_id, touch)]
+            assert await confirm(cluster.nodes[2].member, asked, epoch=1) == [False, True]
+            assert await confirm(cluster.nodes[3].member, asked, epoch=1) == [False, False]
+            for number in (2, 3):
+                (stat,) = await cluster.nodes[number].store.stat([chunk_id])
+                assert stat is not None
+                assert stat.touch == (max(3, touch) if number == 2 else 3)
 
 
 async def test_only_owners_and_named_handoffs_take_a_chunk() -> None:
@@ -565,6 +617,16 @@ async def test_a_server_that_can_not_prove_the_secret_gets_no_request() -> None:
             with pytest.raises(PeerRefusedError, match="is not node impostor"):
                 await node.client.put(member, _target(), memoryview(CONTENT))
         assert [request.split(b" ")[1] for request in requests] == [b"/peer/1/sessions"]
+
+
+def test_touches_are_of_bounded_number_and_size() -> None:
+    """Ids with touches come back as they were sent; anything else is refused."""
+    touches = [(CHUNK_ID, 0), (bytes(32), TOUCH_MAX)]
+    body = encode_touches(touches)
+    assert decode_touches(body, 2) == touches
+    for bad in (body[:-1], body + body[:40], encode_touches([(CHUNK_ID, TOUCH_MAX + 1)])):
+        with pytest.raises(MalformedError):
+            decode_touches(bad, 2)
 
 
 def test_the_forms_of_paths_are_strict() -> None:

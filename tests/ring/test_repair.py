@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 from blake3 import blake3
 
-from ring import repair
-from ring.interfaces import PutOutcome
+from ring.buffers import BufferPool, Lease
+from ring.interfaces import Encoded, PutOutcome
 from ring.members import Member, NodeId
-from ring.peer_client import FetchedContent
 from ring.peer_wire import PutTarget
+from ring.pushing import PUSHES_AT_ONCE
 from ring.replicator import ChunkWritten
 from tests.fakes.ring_nodes import RingCluster, eventually, ring_cluster
 
@@ -233,13 +233,15 @@ async def test_a_full_node_is_left_alone_until_it_has_room(monkeypatch: pytest.M
         newcomer = cluster.nodes[1]
         newcomer.store.quota_bytes = 0
         fetched: list[bytes] = []
-        fetch = newcomer.fetcher.fetch
+        get_several = newcomer.client.get_several
 
-        async def counted(chunk_id: bytes) -> FetchedContent:
-            fetched.append(chunk_id)
-            return await fetch(chunk_id)
+        async def counted(
+            member: Member, chunk_ids: Sequence[bytes], *, pool: BufferPool
+        ) -> tuple[Lease, list[Encoded | None]]:
+            fetched.extend(chunk_ids)
+            return await get_several(member, chunk_ids, pool=pool)
 
-        monkeypatch.setattr(newcomer.fetcher, "fetch", counted)
+        monkeypatch.setattr(newcomer.client, "get_several", counted)
         cluster.change_ring(range(2))
         await _work(cluster, [1], units=40)
         assert fetched == []
@@ -271,13 +273,13 @@ async def test_a_full_node_is_offered_one_copy_at_a_time(monkeypatch: pytest.Mon
         monkeypatch.setattr(cluster.nodes[0].client, "put", counted)
         await _work(cluster, [0], units=30)
         # The first batch may have begun as many as are under way at once before the first answer.
-        assert offered.count(full.node_id) <= repair.COPIES_AT_ONCE
+        assert offered.count(full.node_id) <= PUSHES_AT_ONCE
         await other.store.delete(written[0].chunk_id, unless=lambda _: False)
         writer.note_lacking(written[0].chunk_id, other.node_id)
         monkeypatch.setattr(writer, "_retry_at", 0.0)
         await _work(cluster, [0], units=1)
         assert other.node_id in offered
-        assert offered.count(full.node_id) <= repair.COPIES_AT_ONCE
+        assert offered.count(full.node_id) <= PUSHES_AT_ONCE
 
 
 async def test_a_full_node_takes_copies_again_when_its_time_has_come(
@@ -294,7 +296,7 @@ async def test_a_full_node_takes_copies_again_when_its_time_has_come(
         await _work(cluster, [0], units=3)
         full.store.quota_bytes = None
         for _ in range(4):
-            monkeypatch.setattr(writer, "_full", dict.fromkeys(writer._full, 0.0))
+            monkeypatch.setattr(writer._full, "until", dict.fromkeys(writer._full.until, 0.0))
             monkeypatch.setattr(writer, "_retry_at", 0.0)
             await _work(cluster, [0], units=1)
         assert all(1 in cluster.holders(each.chunk_id) for each in written)
