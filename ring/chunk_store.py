@@ -189,7 +189,10 @@ class DiskChunkStore:
 
     async def confirm(self, touches: Sequence[tuple[bytes, int]]) -> list[bool]:
         """See `ChunkStore.confirm`."""
-        confirmed, unsound = await self._in_worker(partial(self._confirm, dict(touches)))
+        highest: dict[bytes, int] = {}
+        for chunk_id, touch in touches:
+            highest[chunk_id] = max(touch, highest.get(chunk_id, 0))
+        confirmed, unsound = await self._in_worker(partial(self._confirm, highest))
         for row in unsound:
             await self._quarantine(row, "its record header is bad")
         return [chunk_id in confirmed for chunk_id, _ in touches]

@@ -406,7 +406,7 @@ class _PeerServer:
         owned = [self._identity.node_id in ring.owners(chunk_id) for chunk_id, _ in touches]
         asked = [touch for touch, own in zip(touches, owned, strict=True) if own]
         flags = iter(await self._store.confirm(asked))
-        # At the next epoch this node may have no part in them any more, and drop them.
+        # As for writes: what is confirmed for an epoch was durable while it lasted.
         await self._ring_at(epoch)
         return [next(flags) if own else False for own in owned]
 
