@@ -11,6 +11,7 @@ The world checks, at every step, what must never be broken:
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from metadata_raft.settings import RaftTiming
 from ring.members import NodeId
 from tests.fakes.journal import FakeJournal, JournalDisk
 from tests.fakes.network import SimulatedLinks, SimulatedNetwork, Weather
+from tests.metadata_raft.member_model import MemberModel
 
 TICK = 0.02
 
@@ -52,7 +54,8 @@ class FakeState:
         self.numbers: list[int] = []
         self.results: dict[bytes, bytes] = {}
         self.stages: dict[NodeId, str] = {}
-        self.times: list[int] = []
+        """Where there is no `cluster`."""
+        self.cluster: MemberModel | None = copy.deepcopy(world.cluster)
         self.applied = _applied_state(0, 0, 0)
         self._next = self.applied
 
@@ -60,6 +63,7 @@ class FakeState:
         copied = FakeState(self._world)
         copied.numbers = list(self.numbers)
         copied.results = dict(self.results)
+        copied.cluster = copy.deepcopy(self.cluster)
         copied.stages = dict(self.stages)
         copied.applied = copied._next = self.applied
         return copied
@@ -86,6 +90,8 @@ class FakeState:
 
     def _carry_out(self, encoded: bytes) -> bytes:
         command = decode_command(encoded)
+        if self.cluster is not None and (outcome := self.cluster.apply(command)) is not None:
+            return outcome.encode()
         if isinstance(command, SetMemberStage):
             if self.stages.get(command.node_id) == command.expected_stage:
                 self.stages[command.node_id] = command.stage
@@ -96,6 +102,11 @@ class FakeState:
 
     def flush(self) -> None:
         self.applied = self._next
+
+    def recorded_stages(self) -> dict[NodeId, str]:
+        if self.cluster is None:
+            return self.stages
+        return {node_id: member.stage for node_id, member in self.cluster.members.items()}
 
 
 @dataclass
@@ -115,6 +126,10 @@ class Node:
 
 class World:
     """The cluster. Use through `simulation`."""
+
+    cluster: MemberModel | None = None
+    """What every state begins with, where members are more than stages."""
+    timing = RaftTiming()
 
     def __init__(self, seed: int, weather: Weather) -> None:
         self.generator = random.Random(seed)
@@ -152,8 +167,8 @@ class World:
             log=ReplicatedLog(journal, node.base),
             state=state,
             links=SimulatedLinks(self.network, node.node_id),
-            stages=lambda: state.stages if node.state is state else {},
-            timing=RaftTiming(),
+            stages=lambda: node.state.recorded_stages() if node.state is not None else {},
+            timing=self.timing,
             clock=self.network.clock,
             wall_clock_ms=lambda: int(self.network.now * 1000) + node.clock_skew_ms,
             generator=random.Random(self.generator.random()),
@@ -267,6 +282,7 @@ class World:
                 assert node.state is not None
                 assert node.state.numbers == numbers
                 assert node.state.results == leader.state.results
+                assert node.state.cluster == leader.state.cluster
 
     def check_applied(self, index: int, term: int, entry: bytes) -> None:
         known = self.history.setdefault(index, (term, entry))
