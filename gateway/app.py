@@ -86,6 +86,7 @@ def routes(backends: Backends) -> Mapping[str, Mapping[str, Handler]]:
         paths.MEMBER_LEAVE: {"POST": membership.leave},
         paths.CLUSTER_SETTINGS: {"PATCH": membership.change_settings},
         paths.COLLECTION_RESUME: {"POST": membership.resume_collection},
+        paths.SCRUB: {"POST": membership.scrub},
         paths.TOKENS: {"POST": administration.create_token},
         paths.JOIN: {"POST": administration.join},
         paths.HEALTH_LIVE: {"GET": health.live},

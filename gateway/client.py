@@ -51,6 +51,7 @@ from gateway.documents import (
     RingDocument,
     RingPreviewDocument,
     Role,
+    ScrubDocument,
     SettingsChange,
     SettingsDocument,
     TokenCreation,
@@ -348,6 +349,11 @@ class GatewayClient:
         """Let space be reclaimed again after a restore from a backup."""
         async with self._request("POST", "/api/v1/cluster/collection/resume"):
             pass
+
+    async def scrub(self, node_id: str | None = None) -> ScrubDocument:
+        """Let one node, or all, reread their chunks."""
+        query = _query({"node": node_id}) if node_id is not None else ""
+        return await self._call(ScrubDocument, "POST", f"/api/v1/cluster/scrub{query}")
 
     async def _intend(
         self, node_id: str, action: str, *, reduce_copies: bool = False

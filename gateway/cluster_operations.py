@@ -120,6 +120,15 @@ CLUSTER_OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "POST",
+        paths.SCRUB,
+        "scrub",
+        "Let nodes reread all their chunks and quarantine what is damaged.",
+        {202: d.ScrubDocument},
+        (*WRITE, "no_such_member"),
+        (Parameter("node", "query", {"type": "string"}, "The id of one node; all without it."),),
+    ),
+    Operation(
+        "POST",
         paths.TOKENS,
         "createToken",
         "Make a token with which one node may join.",

@@ -337,6 +337,22 @@ class SettingsDocument(_Document, frozen=True):
     scrub_interval_seconds: int
 
 
+class ScrubNodeDocument(_Document, frozen=True):
+    """Whether a node has been told to reread all its chunks."""
+
+    node_id: str
+    passes: int | None = None
+    """What its figure `scrub_passes` will be when it has; null where it could not be told."""
+    detail: str = ""
+    """Why it could not."""
+
+
+class ScrubDocument(_Document, frozen=True):
+    """A scrub was asked for; how far it is show the nodes' figures."""
+
+    nodes: list[ScrubNodeDocument]
+
+
 class HealthDocument(_Document, frozen=True):
     status: Literal["ok", "unavailable"]
     detail: str

@@ -18,6 +18,7 @@ from gateway.documents import (
     NewToken,
     RingDocument,
     RingPreviewDocument,
+    ScrubDocument,
     SettingsDocument,
 )
 from metadata_raft.commands import Command, IdempotencyKey, Result
@@ -163,6 +164,9 @@ class Cluster(Protocol):
 
     @property
     def membership(self) -> MembershipControl: ...
+
+    async def scrub(self, node_id: str | None) -> ScrubDocument:
+        """Let one member, or all, reread their chunks. Raises no_such_member."""
 
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken: ...
 

@@ -26,6 +26,7 @@ ZONE_LENGTH_MAX = 64
 """As in node/settings.py."""
 
 _NONE: frozenset[str] = frozenset()
+_NODE = frozenset({"node"})
 _FORCE = frozenset({"force"})
 _REDUCE = frozenset({"reduce_copies"})
 _PREVIEW = frozenset({"preview", "capacity", "zone", "node"})
@@ -86,6 +87,13 @@ class MembershipRoutes:
         principal = await self._backends.administrator(call, "resuming collection")
         await self._backends.cluster.membership.resume_collection(actor=principal.actor)
         return empty_response()
+
+    async def scrub(self, call: Call) -> web.StreamResponse:
+        """POST: `node`, or every node, rereads all its chunks; 202 with who has been told."""
+        parameters = parse_query(call.target.query, _NODE)
+        await self._backends.administrator(call, "scrubbing")
+        document = await self._backends.cluster.scrub(parameters.get("node"))
+        return document_response(document, status=202)
 
     async def _intend(self, call: Call, intent: Intent, deed: str) -> web.StreamResponse:
         allowed = _NONE if intent == "stay" else _REDUCE

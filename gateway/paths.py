@@ -37,6 +37,7 @@ MEMBER_UNDRAIN = "/api/v1/cluster/members/{node_id}/undrain"
 MEMBER_LEAVE = "/api/v1/cluster/members/{node_id}/leave"
 CLUSTER_SETTINGS = "/api/v1/cluster/settings"
 COLLECTION_RESUME = "/api/v1/cluster/collection/resume"
+SCRUB = "/api/v1/cluster/scrub"
 HEALTH_LIVE = "/health/live"
 HEALTH_READY = "/health/ready"
 HEALTH_CLUSTER = "/health/cluster"
@@ -54,6 +55,7 @@ _LITERAL = frozenset(
         JOIN,
         CLUSTER_SETTINGS,
         COLLECTION_RESUME,
+        SCRUB,
         HEALTH_LIVE,
         HEALTH_READY,
         HEALTH_CLUSTER,

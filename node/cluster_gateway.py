@@ -6,6 +6,7 @@ the state of the cluster needs no quorum, because it is asked for most when ther
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
@@ -22,8 +23,10 @@ from gateway.documents import (
     RaftDocument,
     RingDocument,
     RingMemberDocument,
+    ScrubDocument,
+    ScrubNodeDocument,
 )
-from gateway.errors import from_failure
+from gateway.errors import ApiError, from_failure
 from metadata_raft.commands import SYSTEM, Command, CreateKey, Failure, Result
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from metadata_raft.replica import RaftStatus
@@ -33,6 +36,7 @@ from node.data_directory import Identity
 from node.join import Admission
 from node.membership_control import Holdings, MembershipControl
 from node.peer_probe import Probed
+from ring.errors import RingError
 from ring.members import PARTITION_COUNT, Member, NodeId
 from ring.placement import Ring
 
@@ -81,6 +85,7 @@ class ClusterGateway:
         ring: Callable[[], Ring],
         answers: Callable[[Member], Awaitable[bool]],
         holdings: Callable[[], Holdings],
+        scrub: Callable[[Member], Awaitable[int]],
         workers: Executor,
         identity: Identity,
         software_version: str,
@@ -89,6 +94,7 @@ class ClusterGateway:
         self._admission = admission
         self._condition = condition
         self._ring = ring
+        self._scrub = scrub
         self._identity = identity
         self._software_version = software_version
         self.membership = MembershipControl(
@@ -189,6 +195,24 @@ class ClusterGateway:
                 for member in ring.membership.members
             ],
         )
+
+    async def scrub(self, node_id: str | None) -> ScrubDocument:
+        """Let one member, or all, reread their chunks. Raises ApiError(no_such_member)."""
+        with self._metadata.snapshot() as snapshot:
+            members = [record.member for record in snapshot.members()]
+        if node_id is not None:
+            members = [member for member in members if member.node_id == node_id]
+            if not members:
+                raise ApiError("no_such_member", f"no node of the cluster is {node_id[:80]!r}")
+        told = await asyncio.gather(*(self._scrub_one(member) for member in members))
+        return ScrubDocument(nodes=told)
+
+    async def _scrub_one(self, member: Member) -> ScrubNodeDocument:
+        try:
+            passes = await self._scrub(member)
+        except RingError as error:
+            return ScrubNodeDocument(node_id=member.node_id, detail=str(error))
+        return ScrubNodeDocument(node_id=member.node_id, passes=passes)
 
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken:
         return await self._admission.create_token(actor=actor, lifetime_seconds=lifetime_seconds)

@@ -206,6 +206,7 @@ class Node:
             ring=self._data.ring,
             answers=self._data.answers,
             holdings=self._data.holdings,
+            scrub=self._data.scrub_member,
             workers=self._workers,
             identity=self._identity,
             software_version=SOFTWARE_VERSION,

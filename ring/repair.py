@@ -149,6 +149,8 @@ class Repairer:
         )
         self._queue: OrderedDict[Task, int] = OrderedDict()
         """Lacking copies, and the generation at which each became known."""
+        self._taken = 0
+        """Off the queue and under way."""
         self._retry_at: float = 0.0
         self._waits_for_room = False
         """A sweep could not bring all because this node is full."""
@@ -198,7 +200,7 @@ class Repairer:
         return RepairStatus(
             epoch=epoch,
             settled=self._clean_epoch == epoch and not self._queue,
-            remaining=max(len(self._queue), lacking),
+            remaining=max(len(self._queue) + self._taken, lacking),
             swept_fraction=sweep.fraction() if sweep is not None else 1.0,
             copies_made=self._copies_made,
             bytes_copied=self._bytes_copied,
@@ -255,6 +257,13 @@ class Repairer:
             # All that was looked at is for full nodes.
             self._retry_at = asyncio.get_running_loop().time() + ROUND_SECONDS
             return
+        self._taken = len(batch)
+        try:
+            await self._work_batch(ring, batch)
+        finally:
+            self._taken = 0
+
+    async def _work_batch(self, ring: Ring, batch: Mapping[Task, int]) -> None:
         wanted = await self._wanted(batch)
         tasks = [task for task in wanted if task[1] in ring.owners(task[0])]
         pulled = await self._pull(ring, [each for each, node in tasks if node == self._node_id])

@@ -46,6 +46,7 @@ _COMMANDS = {
     "leave": ("leave", "Take a living node out of the cluster for good."),
     "remove": ("remove", "Remove a dead node for good."),
     "cluster": ("cluster", "Show or change what holds for all nodes."),
+    "scrub": ("scrub", "Reread all chunks, and see damage found and healed."),
     "token": ("token", "Make a token with which a node joins."),
     "admin": ("admin", "Recover access on a node itself."),
 }

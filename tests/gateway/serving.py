@@ -27,6 +27,8 @@ from gateway.documents import (
     RingDocument,
     RingMemberDocument,
     RingPreviewDocument,
+    ScrubDocument,
+    ScrubNodeDocument,
     SettingsDocument,
 )
 from gateway.errors import ApiError
@@ -100,6 +102,7 @@ class FakeCluster:
 
     reason: str | None = None
     joins: list[bytes] = field(default_factory=list)
+    scrubs: list[str | None] = field(default_factory=list)
     membership: FakeMembership = field(default_factory=FakeMembership)
 
     def status(self) -> ClusterDocument:
@@ -118,6 +121,12 @@ class FakeCluster:
 
     def unready(self) -> str | None:
         return self.reason
+
+    async def scrub(self, node_id: str | None) -> ScrubDocument:
+        if node_id is not None:
+            FakeMembership._check(node_id)
+        self.scrubs.append(node_id)
+        return ScrubDocument(nodes=[ScrubNodeDocument(node_id=node_id or "n1", passes=1)])
 
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken:
         return NewToken(token=f"hft_{actor}", lifetime_seconds=lifetime_seconds)

@@ -15,6 +15,7 @@ ADMINISTRATIVE = (
     ("POST", f"{MEMBERS}/n1/leave"),
     ("DELETE", f"{MEMBERS}/n2"),
     ("POST", "/api/v1/cluster/collection/resume"),
+    ("POST", "/api/v1/cluster/scrub"),
     ("PATCH", "/api/v1/cluster/settings"),
 )
 
@@ -29,6 +30,7 @@ async def test_only_an_administrator_changes_members_and_settings(
     refused = await gateway.request(method, path, key=writer)
     assert (refused.status, refused.code) == (403, "forbidden")
     assert gateway.cluster.membership.wishes == []
+    assert gateway.cluster.scrubs == []
 
 
 async def test_a_wish_reaches_the_cluster_with_who_had_it(gateway: Serving) -> None:
@@ -149,3 +151,15 @@ async def test_collection_is_resumed(gateway: Serving) -> None:
     async with gateway.client() as client:
         await client.resume_collection()
     assert gateway.cluster.membership.wishes[0][0] == "resume"
+
+
+async def test_a_scrub_of_one_node_or_of_all(gateway: Serving) -> None:
+    """202 with who was told, and how many passes it will have ended then."""
+    async with gateway.client() as client:
+        assert [each.node_id for each in (await client.scrub()).nodes] == ["n1"]
+        assert (await client.scrub("n2")).nodes[0].passes == 1
+        with pytest.raises(NotFoundError) as refused:
+            await client.scrub("n9")
+        assert refused.value.code == "no_such_member"
+    assert gateway.cluster.scrubs == [None, "n2"]
+    assert (await gateway.request("POST", "/api/v1/cluster/scrub?nodes=n1")).status == 400

@@ -8,12 +8,15 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.errors import ApiError
+from metadata_raft.commands import SYSTEM, AdmitMember, CreateJoinToken
 from metadata_raft.replica import RaftStatus
 from node.cluster_gateway import ClusterGateway
 from node.data_directory import Identity
 from node.join import Admission
 from node.peer_probe import Probed
-from ring.members import NodeId
+from ring.errors import PeerUnreachableError
+from ring.members import Member, NodeId
 from ring.peer_wire import PeerStatus
 from ring.placement import build_ring
 from tests.fakes.metadata import FakeMetadata, make_member
@@ -73,6 +76,11 @@ def gateway_of(metadata: StatusMetadata, condition: Condition) -> ClusterGateway
         with metadata.snapshot() as snapshot:
             return build_ring(snapshot.membership(None))
 
+    async def scrub(member: Member) -> int:
+        if member.node_id != OWN:
+            raise PeerUnreachableError(member.node_id, "it does not answer")
+        return 7
+
     return ClusterGateway(
         metadata=metadata,
         admission=cast(Admission, None),
@@ -80,6 +88,7 @@ def gateway_of(metadata: StatusMetadata, condition: Condition) -> ClusterGateway
         ring=ring,  # type: ignore[arg-type]
         answers=cast(Any, None),
         holdings=cast(Any, None),
+        scrub=scrub,
         workers=cast(Any, None),
         identity=Identity(cluster_id="c", node_id=OWN, stage="member"),
         software_version="0.1.0",
@@ -120,3 +129,21 @@ async def test_another_node_shows_what_it_said_last(metadata: StatusMetadata) ->
     silent = gateway.member(record, {})
     assert (silent.reachable, silent.last_seen_seconds) == (False, 61.5)
     assert silent.load == {"chunks": 7.0}
+
+
+async def test_a_scrub_is_asked_of_each_member(metadata: StatusMetadata) -> None:
+    """With the passes it will have ended, and of a node that can't be told with the reason."""
+    secret_hash = bytes(32)
+    await metadata.submit(
+        CreateJoinToken(token_id="t", secret_hash=secret_hash, actor=SYSTEM, lifetime_ms=1000)
+    )
+    await metadata.submit(AdmitMember(token_id="t", secret_hash=secret_hash, member=make_member(2)))
+    gateway = gateway_of(metadata, Condition())
+    told = {each.node_id: each for each in (await gateway.scrub(None)).nodes}
+    assert told[OWN].passes == 7
+    silent = told[make_member(2).node_id]
+    assert (silent.passes, silent.detail) == (None, "it does not answer")
+    assert [each.node_id for each in (await gateway.scrub(OWN)).nodes] == [OWN]
+    with pytest.raises(ApiError) as refused:
+        await gateway.scrub("somebody")
+    assert refused.value.code == "no_such_member"
