@@ -30,6 +30,9 @@ STALL_SECONDS = 60.0
 """So long no copy may be healed before those that are lacking are called so: the cause is a node
 that is down or full, or that nobody has the chunk. Repair looks again about once in this time."""
 
+HOPELESS_SECONDS = 6.0
+"""The same where all of them were looked for on every node: three looks at the figures."""
+
 State = Literal["reading", "healing", "done", "silent"]
 
 
@@ -197,9 +200,15 @@ async def follow(
             last = now
             if all(node.state in ("done", "silent") for node in now):
                 return now
-            if is_read and loop.time() - moved > STALL_SECONDS:
+            patience = HOPELESS_SECONDS if _is_hopeless(now) else STALL_SECONDS
+            if is_read and loop.time() - moved > patience:
                 return now
         await asyncio.sleep(POLL_SECONDS)
+
+
+def _is_hopeless(nodes: list[NodeScrub]) -> bool:
+    """Whether nothing is lacking but what was found on no node."""
+    return all(node.lacking_copies <= node.unrecoverable_chunks for node in nodes)
 
 
 def _lacking(nodes: list[NodeScrub]) -> int:

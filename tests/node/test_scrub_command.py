@@ -75,12 +75,13 @@ async def followed(
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrub, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(scrub, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(scrub, "HOPELESS_SECONDS", 0.02)
 
 
 @pytest.mark.usefixtures("_impatient")
 async def test_it_is_followed_until_all_is_healed() -> None:
     """Over a node that does not answer for a moment."""
-    looks = [
+    looks: list[ClusterDocument | Exception] = [
         cluster(node("n1"), reading("n2", 10)),
         cluster(reading("n1", 5), reading("n2", 500)),
         UnreachableError("a restart"),
@@ -101,9 +102,8 @@ async def test_it_is_followed_until_all_is_healed() -> None:
 @pytest.mark.usefixtures("_impatient")
 async def test_what_nobody_can_heal_fails_the_command() -> None:
     """Once nothing moves any more, with a sentence; reading for long is no standstill."""
-    looks: list[ClusterDocument | Exception] = [
-        *[cluster(reading("n1", 5))] * 50,
-        cluster(read("n1", lacking=1, unrecoverable=1))]
+    looks: list[ClusterDocument | Exception] = [cluster(reading("n1", 5)) for _ in range(50)]
+    looks.append(cluster(read("n1", lacking=1, unrecoverable=1)))
     nodes = await followed(looks, {"n1": 1})
     report = ScrubReport(nodes=nodes, not_told={})
     assert report.exit_code == EXIT_FAILED
