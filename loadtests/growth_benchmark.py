@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -21,7 +21,7 @@ from loadtests.measurements import Bar, Measurement, median_of
 from loadtests.request_generator import Outcome, generate
 from loadtests.stream_client import Target, TransferError, download
 from ring.pulling import FETCHES_AT_ONCE
-from tests.end_to_end.cluster import NodeProcess, wait_until
+from tests.end_to_end.cluster import HOST, NodeProcess, wait_until
 
 NODES = 4
 STORED_SIZE = 13 * GIB
@@ -59,22 +59,25 @@ class Growth:
         await asyncio.to_thread(self._store)
         await self._unlimited()
         await self._wait_settled()
-        idle = await asyncio.to_thread(self._read, 0)
+        nodes = list(rig.nodes)
+        idle = await asyncio.to_thread(self._read, nodes, 0)
         reads: list[Outcome] = []
         arrived = asyncio.Event()
 
         async def keep_reading() -> None:
             for run in range(1, 1000):
-                reads.append(await asyncio.to_thread(self._read, run))
+                reads.append(await asyncio.to_thread(self._read, nodes, run))
                 if arrived.is_set():
                     return
 
         say("the fourth node joins, while readers go on ...")
-        async with asyncio.TaskGroup() as group:
-            group.create_task(keep_reading())
+        reading = asyncio.create_task(keep_reading())
+        try:
             joined = await rig.cluster.add_node()
             await self._wait_settled()
+        finally:
             arrived.set()
+            await reading
         # The last run began before the end of the move, so it may have seen a quiet cluster.
         during = [each.p99_ms for each in reads[:-1] or reads]
         yield median_of(
@@ -150,12 +153,16 @@ class Growth:
             ]:
                 each.result()
 
-    def _read(self, run: int) -> Outcome:
+    def _read(self, nodes: Sequence[NodeProcess], run: int) -> Outcome:
+        """Requests at these nodes: one that is just joining does not listen yet."""
         rig = self._rig
-        asked = rig.our_requests(READS, run)
-        seconds = max(2, rig.seconds // 2)
         return generate(
-            msgspec.structs.replace(asked, concurrency=_READ_CONCURRENCY, seconds=seconds)
+            msgspec.structs.replace(
+                rig.our_requests(READS, run),
+                addresses=[f"{HOST}:{node.port}" for node in nodes],
+                concurrency=_READ_CONCURRENCY,
+                seconds=max(2, rig.seconds // 2),
+            )
         )
 
     def _copy_bare(self, size: int) -> float:
@@ -179,7 +186,7 @@ class Growth:
         return time.perf_counter() - began
 
     async def _unlimited(self) -> None:
-        await self._command("settings", "--set", "repair_bytes_per_second=0")
+        await self._command("cluster", "settings", "--set", "repair_bytes_per_second=0")
 
     async def _command(self, *arguments: str) -> None:
         done = await self._rig.cluster.command(*arguments)

@@ -91,7 +91,7 @@ class UploadSource:
             status, head, body = _receive_response(connection, target)
             seconds = time.perf_counter() - began
         if status not in (200, 201):
-            raise TransferError(f"{method} {target.path}: {status} {body[:300]!r}")
+            raise TransferError(f"{method} {target.path}: {status} {body[:900]!r}")
         return Transfer(
             status=status,
             size=size,
