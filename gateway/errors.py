@@ -68,6 +68,7 @@ CODES: Mapping[str, Code] = {
     "stale_expectation": Code(409, retryable=True),
     "member_removed": Code(410),
     "precondition_failed": Code(412),
+    "maintenance_unsafe": Code(412, retryable=True),
     "body_too_large": Code(413),
     "unsupported_media_type": Code(415),
     "range_not_satisfiable": Code(416),

@@ -168,6 +168,12 @@ class Cluster(Protocol):
     async def scrub(self, node_id: str | None) -> ScrubDocument:
         """Let one member, or all, reread their chunks. Raises no_such_member."""
 
+    async def reasons_against_stopping(self) -> Sequence[str]:
+        """Why stopping this node now would cost availability, each in words; empty if it would not.
+
+        Asks the other nodes: takes as long as the slowest, some seconds where one is silent.
+        """
+
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken: ...
 
     async def join(self, sealed: bytes) -> bytes:

@@ -320,9 +320,18 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         paths.HEALTH_READY,
         "healthReady",
-        "Whether requests should be sent to this node.",
+        "Whether requests should be sent to this node, or whether it may be stopped.",
         {200: d.HealthDocument},
-        (),
+        ("maintenance_unsafe",),
+        (
+            Parameter(
+                "maintenance",
+                "query",
+                {"type": "boolean", "default": False},
+                "With `true`, whether stopping this node now would cost availability: asks the "
+                "other nodes, and 412 says what speaks against it.",
+            ),
+        ),
         is_open=True,
     ),
     Operation(

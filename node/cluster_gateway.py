@@ -28,12 +28,14 @@ from gateway.documents import (
 )
 from gateway.errors import ApiError, from_failure
 from metadata_raft.commands import SYSTEM, Command, CreateKey, Failure, Result
+from metadata_raft.errors import MetadataError
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from metadata_raft.replica import RaftStatus
 from node.cluster_summary import summarise
 from node.cluster_warnings import warnings
 from node.data_directory import Identity
 from node.join import Admission
+from node.maintenance import Situation, reasons_against_stopping
 from node.membership_control import Holdings, MembershipControl
 from node.peer_probe import Probed
 from ring.errors import RingError
@@ -69,6 +71,9 @@ class NodeCondition(Protocol):
     def settled(self) -> bool | None: ...
 
     def probed(self, node_id: NodeId) -> Probed | None: ...
+
+    async def ask_members(self) -> None:
+        """Renew what is known of the other nodes."""
 
     def load(self) -> Mapping[str, float]: ...
 
@@ -109,6 +114,28 @@ class ClusterGateway:
 
     def unready(self) -> str | None:
         return self._condition.unready()
+
+    async def reasons_against_stopping(self) -> list[str]:
+        """Why this node should not be stopped now, as the other nodes say at this moment."""
+        try:
+            await self._metadata.barrier()
+        except MetadataError:
+            quorum = False
+        else:
+            quorum = True
+        await self._condition.ask_members()
+        document, ring = self.status(), self._ring()
+        return reasons_against_stopping(
+            Situation(
+                node_id=self._identity.node_id,
+                members=document.members,
+                quorum=quorum,
+                settled=bool(document.settled),
+                lacking_copies=document.chunks.lacking_copies,
+                owners=map(ring.partition_owners, range(PARTITION_COUNT)),
+                ring_quorum=ring.quorum,
+            )
+        )
 
     def status(self) -> ClusterDocument:
         with self._metadata.snapshot() as snapshot:

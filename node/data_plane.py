@@ -315,6 +315,10 @@ class DataPlane:
             return self.scrub()
         return await self._client.scrub(member)
 
+    async def ask_members(self) -> None:
+        """Renew what `probed` and `settled` know of the other nodes."""
+        await self._probe.refresh()
+
     def load(self) -> Mapping[str, float]:
         """All that this node shows of itself, by name, units last.
 

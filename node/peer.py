@@ -104,7 +104,6 @@ class Node:
             self._metadata, self._settings, self._identity, SOFTWARE_VERSION, self._say
         )
         self._registry = CollectorRegistry()
-        self._registry.register(NodeMetrics(self._metadata.status, self.load, self.settled))
         self._data = DataPlane(
             settings=self._settings,
             identity=self._cluster_identity,
@@ -211,6 +210,7 @@ class Node:
             identity=self._identity,
             software_version=SOFTWARE_VERSION,
         )
+        self._registry.register(NodeMetrics(self._metadata.status, self._cluster.status))
         server = make_server(
             self._metadata,
             self._data.replicator,
@@ -329,6 +329,9 @@ class Node:
 
     def probed(self, node_id: NodeId) -> Probed | None:
         return self._data.probed(node_id)
+
+    async def ask_members(self) -> None:
+        await self._data.ask_members()
 
     def load(self) -> Mapping[str, float]:
         return self._data.load()

@@ -54,6 +54,8 @@ class PeerProbe:
         """The outcome of the last probe; only of today's members."""
         self._last: dict[NodeId, tuple[float, PeerStatus]] = {}
         """The last answer and when it came; only of today's members."""
+        self._asking = asyncio.Lock()
+        self._rounds = 0
 
     def probed(self, node_id: NodeId) -> Probed | None:
         """None where nobody has been asked yet, and for this node itself."""
@@ -82,13 +84,27 @@ class PeerProbe:
         return any(answer is not None and answer.clients_active for answer in self._now.values())
 
     async def work(self) -> float:
+        await self.refresh()
+        return PROBE_INTERVAL_SECONDS
+
+    async def refresh(self) -> None:
+        """Ask everybody now; takes as long as the slowest. Who calls meanwhile shares a round.
+
+        What is known afterwards was said after the call.
+        """
+        rounds = self._rounds
+        async with self._asking:
+            if self._rounds == rounds:
+                self._rounds += 1
+                await self._round()
+
+    async def _round(self) -> None:
         members = [member for member in self._members() if member.node_id != self._own_id]
         answers = await asyncio.gather(*(self._ask(member) for member in members))
         self._now = {
             member.node_id: answer for member, answer in zip(members, answers, strict=True)
         }
         self._last = {node_id: last for node_id, last in self._last.items() if node_id in self._now}
-        return PROBE_INTERVAL_SECONDS
 
     async def _ask(self, member: Member) -> PeerStatus | None:
         try:

@@ -39,6 +39,7 @@ _COMMANDS = {
     "rm": ("rm", "Remove files."),
     "bucket": ("bucket", "Create and remove buckets."),
     "status": ("status", "Show the state of the cluster on one screen."),
+    "wait": ("wait", "Return when a node is ready, may be stopped, or all is settled."),
     "nodes": ("nodes", "List the nodes."),
     "ring": ("ring", "Show who holds how much of the ring, or what a change would move."),
     "drain": ("drain", "Move a node's chunks to the others; it stays a member."),

@@ -101,6 +101,7 @@ class FakeCluster:
     """What a node would say about itself."""
 
     reason: str | None = None
+    against_stopping: list[str] = field(default_factory=list)
     joins: list[bytes] = field(default_factory=list)
     scrubs: list[str | None] = field(default_factory=list)
     membership: FakeMembership = field(default_factory=FakeMembership)
@@ -127,6 +128,9 @@ class FakeCluster:
             FakeMembership._check(node_id)
         self.scrubs.append(node_id)
         return ScrubDocument(nodes=[ScrubNodeDocument(node_id=node_id or "n1", passes=1)])
+
+    async def reasons_against_stopping(self) -> list[str]:
+        return self.against_stopping
 
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken:
         return NewToken(token=f"hft_{actor}", lifetime_seconds=lifetime_seconds)

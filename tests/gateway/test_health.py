@@ -25,6 +25,24 @@ async def test_health_needs_no_key_and_tells_apart(gateway: Serving) -> None:
     assert (await gateway.request("GET", "/health/live", key=None)).status == 200
 
 
+async def test_a_node_says_whether_it_may_be_stopped(gateway: Serving) -> None:
+    """All that speaks against it is in the answer; it is no matter for the plain question."""
+    path = "/health/ready?maintenance=true"
+    answer = await gateway.request("GET", path, key=None)
+    assert (answer.status, answer.json["status"]) == (200, "ok")
+    gateway.cluster.against_stopping = ["node a does not answer", "7 copies are lacking"]
+    unsafe = await gateway.request("GET", path, key=None)
+    assert (unsafe.status, unsafe.code) == (412, "maintenance_unsafe")
+    assert unsafe.json["detail"] == "node a does not answer; 7 copies are lacking"
+    assert unsafe.json["retryable"] is True
+    for plain in ("/health/ready", "/health/ready?maintenance=false"):
+        assert (await gateway.request("GET", plain, key=None)).status == 200
+    odd = await gateway.request("GET", "/health/ready?maintenance=perhaps", key=None)
+    assert (odd.status, odd.code) == (400, "invalid_parameter")
+    gateway.cluster.reason = "the state is being downloaded"
+    assert (await gateway.request("GET", path, key=None)).code == "not_ready"
+
+
 async def test_requests_are_counted(gateway: Serving) -> None:
     """Every request is counted by its route's template and status, never by its path."""
     await gateway.file("PUT", "box/secret-name", data=b"x" * 5000)

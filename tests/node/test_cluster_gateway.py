@@ -59,6 +59,9 @@ class Condition:
     def probed(self, node_id: NodeId) -> Probed | None:
         return self.others.get(node_id)
 
+    async def ask_members(self) -> None:
+        return None
+
     def load(self) -> Mapping[str, float]:
         return {"chunks": 5.0}
 

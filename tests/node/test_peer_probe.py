@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from node.peer_probe import PeerProbe, Probed
@@ -15,9 +16,18 @@ class FakeClient:
     def __init__(self) -> None:
         self.down: set[str] = set()
         self.unsettled: set[str] = set()
+        self.questions = 0
+        self.asked_twice = asyncio.Event()
+        self.hold = asyncio.Event()
+        self.hold.set()
 
     async def status(self, member: Member) -> PeerStatus:
-        if member.node_id in self.down:
+        self.questions += 1
+        if self.questions == 2:
+            self.asked_twice.set()
+        down = member.node_id in self.down
+        await self.hold.wait()
+        if down:
             raise PeerUnreachableError(member.node_id, "it is down")
         return PeerStatus(
             node_id=member.node_id,
@@ -78,6 +88,22 @@ async def test_what_a_node_said_last_is_kept_with_its_age() -> None:
     del members[1]
     await probe.work()
     assert probe.probed(second) is None
+
+
+async def test_who_asks_gets_what_was_said_afterwards_and_shares_the_round() -> None:
+    """A hundred callers at once cost two rounds: the one under way, and one begun after it."""
+    client = FakeClient()
+    probe, (_, second, _) = make_probe(client)
+    client.hold.clear()
+    under_way = asyncio.create_task(probe.work())
+    await client.asked_twice.wait()
+    callers = [asyncio.create_task(probe.refresh()) for _ in range(100)]
+    await asyncio.sleep(0)
+    client.down = {second}
+    client.hold.set()
+    await asyncio.gather(under_way, *callers)
+    assert client.questions == 4
+    assert reached(probe, second) is False
 
 
 async def test_the_others_are_settled_when_all_of_them_say_so_at_this_epoch() -> None:
