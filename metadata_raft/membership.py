@@ -89,6 +89,8 @@ class Plan:
 
     def next_step(self) -> Step | None:
         """The next step; None where everything is as it should be or has to wait."""
+        if self.leader not in self.stages:
+            return None  # A new cluster, or clients keep all the readers busy: nothing is known.
         return (
             self._record()
             or self._remove()

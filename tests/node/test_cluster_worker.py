@@ -281,7 +281,7 @@ async def test_the_generation_advances_once_per_interval_of_leadership() -> None
     assert metadata.submitted == []
     clock.now += 2
     metadata.answers = [NoQuorumError("none"), Advanced(generation=2)]
-    await worker.work()
+    assert await worker.work() == cluster_worker.RETRY_SECONDS
     await worker.work()
     assert metadata.submitted == [AdvanceGeneration(expected=1)] * 2
     metadata.generation = 2
