@@ -200,8 +200,7 @@ class DataPlane:
             total=lambda: self._store.statistics().allocated_bytes,
             rate=lambda: self._cluster_settings().scrub_bytes_per_second,
             interval=lambda: self._cluster_settings().scrub_interval_seconds,
-            # What clients send and fetch lies in these buffers.
-            is_busy=lambda: self.pool.leased_bytes > 0,
+            is_busy=self._clients_active,
         )
 
     async def serve(self) -> None:
