@@ -177,6 +177,7 @@ class Display:
                 description=now.sentence,
                 total=self._total or None,
                 completed=self._total - left,
+                refresh=True,
             )
         elif self._task is not None:
             progress.remove_task(self._task)

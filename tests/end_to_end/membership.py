@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from loadtests.contents import Contents
+from metadata_raft.raft_thread import STATE_NAME
 from node.data_directory import IDENTITY_NAME
+from node.data_plane import INDEX_NAME
 from ring.members import Member, Membership
 from ring.placement import Ring, build_ring
 from tests.end_to_end.cluster import Cluster, NodeProcess, running_cluster, wait_until
@@ -93,6 +96,7 @@ async def assert_whole(cluster: Cluster, traffic: Traffic) -> None:
 
     await wait_until(alike, timeout_seconds=PATIENCE_SECONDS, what="all nodes at one index")
     ring = await current_ring(cluster, running[0])
+    await wait_nothing_misplaced(*running, ring=ring)
     ids = {node_id(node): node for node in running}
     assert set(ring.members) <= set(ids), "a node of the ring does not run"
     cluster.close()
@@ -103,6 +107,44 @@ async def assert_whole(cluster: Cluster, traffic: Traffic) -> None:
     for owner in ring.members:
         owned = [chunk_id for chunk_id in chunk_ids if owner in ring.owners(chunk_id)]
         assert await bad_copies(ids[owner].data, owned) == []
+
+
+async def wait_nothing_misplaced(*nodes: NodeProcess, ring: Ring) -> None:
+    """Wait until none of these running nodes holds a copy that the ring wants elsewhere."""
+    await wait_until(
+        lambda: _nothing_is_misplaced(nodes, ring),
+        timeout_seconds=PATIENCE_SECONDS,
+        what="no copy where it is not wanted",
+    )
+
+
+async def wait_weight(cluster: Cluster, node: NodeProcess, weight: int) -> None:
+    """Wait until every running node sees a node in the ring with this weight."""
+
+    async def placed() -> bool:
+        rings = [await current_ring(cluster, each) for each in cluster.nodes if each.running]
+        return all(ring.members[node_id(node)].weight == weight for ring in rings)
+
+    await wait_until(placed, timeout_seconds=PATIENCE_SECONDS, what=f"weight {weight}")
+
+
+async def _nothing_is_misplaced(nodes: Sequence[NodeProcess], ring: Ring) -> bool:
+    """Whether no node holds a copy of a referenced chunk that it does not own. The nodes run."""
+    for node in nodes:
+        own_id = node_id(node)
+        for chunk_id in _ids(node.data / "raft" / STATE_NAME) & _ids(
+            node.data / "chunks" / INDEX_NAME
+        ):
+            if own_id not in ring.owners(chunk_id):
+                return False
+    return True
+
+
+def _ids(database: Path) -> set[bytes]:
+    """The chunk ids in the table `chunks`, which a node's state and its index both have."""
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    with contextlib.closing(connection):
+        return {row[0] for row in connection.execute("SELECT chunk_id FROM chunks")}
 
 
 async def current_ring(cluster: Cluster, node: NodeProcess) -> Ring:
@@ -181,11 +223,6 @@ async def wait_members(cluster: Cluster, *nodes: NodeProcess) -> None:
         return {each["node_id"] for each in status["members"]} == wanted
 
     await wait_status(cluster, met, what=f"{len(nodes)} members")
-
-
-def retire(traffic: Traffic, node: NodeProcess) -> None:
-    """Clients turn away from a node, as a load balancer makes them that asks /health/ready."""
-    traffic.gateways.remove(node)
 
 
 async def new_token(cluster: Cluster, name: str, *, at: NodeProcess) -> Path:

@@ -1,7 +1,7 @@
 """Nodes go, and others take their place, on real processes under traffic.
 
 Each test ends with what `assert_whole` demands: settled, every acknowledged file readable through
-every node, equal states, and every referenced chunk whole on the disks of all its owners.
+every node, equal states, and every referenced chunk whole on its owners' disks and on no other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from tests.end_to_end.membership import (
     member,
     new_token,
     node_id,
-    retire,
     stage,
     wait_members,
     wait_ring_of,
@@ -42,7 +41,7 @@ async def test_a_node_leaves_when_the_others_have_what_it_held(tmp_path: Path, w
         leader = await cluster.leader()
         leaver = leader if who == "leader" else next(n for n in cluster.nodes if n is not leader)
         others = [node for node in cluster.nodes if node is not leaver]
-        retire(traffic, leaver)
+        traffic.retire(leaver)
         if who == "leader":
             left = await cluster.command("leave", leaver.url, node=leaver)
         else:
@@ -73,7 +72,7 @@ async def test_what_a_leaving_node_acknowledged_is_kept(tmp_path: Path) -> None:
         leader = await cluster.leader()
         leaver = next(node for node in cluster.nodes if node is not leader)
         others = [node for node in cluster.nodes if node is not leaver]
-        retire(traffic, leaver)
+        traffic.retire(leaver)
         may_end = asyncio.Event()
         slow = [
             asyncio.create_task(_store_slowly(node, number, may_end))
@@ -174,7 +173,7 @@ async def test_a_leave_survives_the_death_of_the_leader(tmp_path: Path) -> None:
         leader = await cluster.leader()
         leaver = next(node for node in cluster.nodes if node is not leader)
         others = [node for node in cluster.nodes if node is not leaver]
-        retire(traffic, leaver)
+        traffic.retire(leaver)
         begun = await cluster.command("leave", node_id(leaver), "--no-wait", node=leader)
         assert begun.returncode == 0, begun.stderr
         traffic.kill(leader)
@@ -201,7 +200,7 @@ async def test_two_joins_and_a_leave_at_once_end_right(tmp_path: Path) -> None:
         stayers = [node for node in cluster.nodes if node is not leaver]
         tokens = [await new_token(cluster, f"token {n}", at=stayers[0]) for n in range(2)]
         joiners = [cluster.add_process(), cluster.add_process()]
-        retire(traffic, leaver)
+        traffic.retire(leaver)
         # Until the first joiner is in, two nodes would be left for three copies.
         arguments = ("leave", node_id(leaver), "--reduce-copies")
         leaving = asyncio.create_task(cluster.command(*arguments, node=stayers[0]))

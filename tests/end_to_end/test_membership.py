@@ -1,7 +1,7 @@
 """Nodes come and go on real processes, while clients store and read and notice nothing.
 
 Each test ends with what `assert_whole` demands: settled, every acknowledged file readable through
-every node, equal states, and every referenced chunk whole on the disks of all its owners.
+every node, equal states, and every referenced chunk whole on its owners' disks and on no other.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from tests.end_to_end.cluster import wait_until
 from tests.end_to_end.membership import (
     PATIENCE_SECONDS,
     cluster_under_traffic,
+    current_ring,
     member,
     new_token,
     node_id,
-    retire,
     wait_members,
+    wait_nothing_misplaced,
     wait_ring_of,
     wait_settled,
+    wait_weight,
 )
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
@@ -53,10 +55,12 @@ async def test_a_fourth_node_joins_as_previewed_is_drained_and_comes_back(tmp_pa
         record = await member(cluster, node_id(fourth), at=first)
         assert record is not None
         assert not record["in_ring"]
+        await wait_nothing_misplaced(fourth, ring=await current_ring(cluster, first))
 
-        # It goes on as a member, also when it starts anew.
-        retire(traffic, fourth)
+        # It goes on as a member, also when it starts anew; and with another weight and zone.
+        traffic.retire(fourth)
         assert await fourth.stop() == 0
+        fourth.settings |= {"weight": 50, "zone": "b"}
         fourth.start()
         await fourth.wait_ready()
         traffic.gateways.append(fourth)
@@ -65,6 +69,17 @@ async def test_a_fourth_node_joins_as_previewed_is_drained_and_comes_back(tmp_pa
         assert back.returncode == 0, back.stderr
         await wait_ring_of(cluster, *cluster.nodes)
         await wait_settled(cluster)
+        placed = (await current_ring(cluster, first)).members[node_id(fourth)]
+        assert (placed.weight, placed.zone) == (50, "b")
+
+        # In the ring as well: it is placed anew.
+        traffic.retire(fourth)
+        assert await fourth.stop() == 0
+        fourth.settings |= {"weight": 100, "zone": ""}
+        fourth.start()
+        await fourth.wait_ready()
+        traffic.gateways.append(fourth)
+        await wait_weight(cluster, fourth, 100)
 
 
 async def test_a_join_survives_the_death_of_the_joiner(tmp_path: Path) -> None:

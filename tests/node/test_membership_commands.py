@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import sys
 from pathlib import Path
 
 import click
@@ -213,3 +215,31 @@ def test_nodes_are_listed_with_what_is_wanted_of_them() -> None:
         (f"{FIRST} *", f"http://{FIRST}.test:7070", "leaving", "leave", "no", "yes", "a", "100"),
         (SECOND, f"http://{SECOND}.test:7070", "voter", "stay", "yes", "NO", "-", "4000"),
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_on_a_terminal_the_copies_are_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps stay on the screen, and the bytes that are left shrink to none; bytes that nobody
+    knows yet are no error."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    looks = Looks(
+        Departure("ring", "Waiting for a ring."),
+        Departure("copies", "Copies: 0 of 3.", None),
+        Departure("copies", "Copies: 1 of 3.", 4 << 20),
+        Departure("copies", "Copies: 2 of 3.", 1 << 20),
+        Departure("group", "Leaving the group."),
+        Departure("done", "Gone."),
+    )
+    await watch(looks, timeout_seconds=None)
+    shown = terminal.getvalue()
+    for sentence in ("Waiting for a ring.", "Copies: 2 of 3.", "Leaving the group.", "Gone."):
+        assert sentence in shown
+    assert "3.0/4.2 MB" in shown or "3.0/4.0 MiB" in shown
