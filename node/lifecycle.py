@@ -18,7 +18,7 @@ from collections.abc import Callable
 import msgspec
 import uvloop
 
-from node import process
+from node import logs, process
 from node.data_directory import DataDirectory, Identity
 from node.errors import MembershipError
 from node.join import JoinToken, ask_to_join
@@ -74,8 +74,9 @@ async def _run(
     stop = asyncio.Event()
     _stop_on_signals(stop, settings.drain_seconds + _STOP_GRACE_SECONDS)
     identity = directory.count_boot(start.identity)
+    logs.identify(node_id=identity.node_id)
     event(
-        logger, logging.INFO, "starting", node=identity.node_id, cluster=identity.cluster_id,
+        logger, logging.INFO, "starting", node_id=identity.node_id, cluster=identity.cluster_id,
         boot=identity.boot_counter, data=directory.path, kind=start.kind,
     )  # fmt: skip
     living = asyncio.create_task(_live(settings, directory, identity, token, say))

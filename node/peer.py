@@ -28,7 +28,7 @@ from metadata_raft.errors import FatalRaftError, MetadataError
 from metadata_raft.group import MetadataGroup
 from metadata_raft.records import MemberAddress
 from metadata_raft.settings import RaftSettings, RaftTiming
-from node import encryption, process
+from node import encryption, logs, process
 from node.cluster_gateway import ClusterGateway
 from node.cluster_view import ReplicatedLiveChunks, ReplicatedView
 from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker, VersionWorker
@@ -120,6 +120,7 @@ class Node:
         self._closers.append(self._data.close)
         await self._start_metadata()
         self._view.load()
+        logs.identify(node_id=self._identity.node_id, epoch=lambda: self._view.membership().epoch)
         await self._data.serve()
         gateway = await self._start_gateway()
         self._closers.append(gateway.cleanup)
@@ -262,7 +263,7 @@ class Node:
         await self._membership.announce()
         await self._membership.watch()
         event(
-            logger, logging.INFO, "ready", node=identity.node_id, cluster=identity.cluster_id,
+            logger, logging.INFO, "ready", node_id=identity.node_id, cluster=identity.cluster_id,
             url=self._settings.client_url,
         )  # fmt: skip
         self._say(f"Ready: {self._settings.client_url}")
