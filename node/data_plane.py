@@ -32,7 +32,7 @@ from ring.identity import ClusterIdentity
 from ring.interfaces import ClusterView, LiveChunks
 from ring.members import Member, NodeId
 from ring.moves import Mover
-from ring.peer_client import PeerClient
+from ring.peer_client import PEER_SHARE, PeerClient
 from ring.peer_server import make_peer_application, peer_runner
 from ring.placement import Ring, build_ring
 from ring.repair import Repairer
@@ -110,6 +110,7 @@ class DataPlane:
             client=self._client,
             workers=workers,
             on_lacking=self._note_lacking,
+            race_bytes=self.pool.budget_bytes // PEER_SHARE,
         )
         self.replicator = Replicator(
             identity.node_id,
@@ -137,6 +138,7 @@ class DataPlane:
                 workers=self._repair_workers,
                 on_lacking=self._note_lacking,
                 pool=self._repair_pool,
+                race_bytes=self._repair_pool.budget_bytes // PEER_SHARE,
             ),
             workers=self._repair_workers,
             throttle=self._throttle,

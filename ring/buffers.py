@@ -34,6 +34,11 @@ WAITING_LIMIT = 1024
 _HUGE_PAGE_SIZE = 2 * 1024 * 1024
 
 
+def size_class(size: int) -> int:
+    """Bytes of the buffer that a lease of `size` bytes gets."""
+    return next(limit for limit in SIZE_CLASSES if size <= limit)
+
+
 class Lease:
     """One buffer, held. Made by `BufferPool.lease` with one holder; usable from any thread."""
 
@@ -113,7 +118,7 @@ class BufferPool:
 
         Raises OverloadedError if none comes free in time, or too many wait already.
         """
-        size = next(limit for limit in SIZE_CLASSES if size <= limit)
+        size = size_class(size)
         with self.lock:
             memory = None if self._waiters else self._take(size)
             if memory is not None:

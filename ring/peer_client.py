@@ -14,7 +14,8 @@ import aiohttp
 import msgspec
 from blake3 import blake3
 
-from ring.buffers import BufferPool, Lease
+from ring.buffers import BufferPool, Lease, size_class
+from ring.byte_gate import ByteGate
 from ring.digests import FINGERPRINT_SIZE, SLICE_COUNT
 from ring.errors import PeerUnreachableError
 from ring.identity import ClusterIdentity
@@ -51,6 +52,11 @@ from ring.peer_wire import (
 )
 from ring.put_batches import PutBatches
 
+PEER_SHARE = 4
+"""A quarter of the buffers at most wait for the answers of one peer, so that one which hangs leaves
+most of them to the others. 32 MiB of the usual 128 are several times what is under way at full
+speed."""
+
 _Document = TypeVar("_Document")
 
 
@@ -77,6 +83,7 @@ class PeerClient:
     ) -> None:
         self._node_id = identity.node_id
         self._pool = pool
+        self._reads: dict[NodeId, ByteGate] = {}
         self._transport = PeerTransport(identity, tls=tls)
         self._batches = PutBatches(self._put_several)
 
@@ -88,6 +95,10 @@ class PeerClient:
 
     def health(self, node_id: NodeId) -> PeerHealth:
         return self._transport.health(node_id)
+
+    def is_short(self, pool: BufferPool | None = None) -> bool:
+        """Whether somebody waits for one of the buffers that fetching needs."""
+        return (pool or self._pool).waiting > 0
 
     def now(self) -> float:
         """The time that `PeerHealth.rank` asks for."""
@@ -124,8 +135,20 @@ class PeerClient:
 
         The buffer is of `pool`, the clients' where none is given.
         """
+        if pool is not None:
+            return await self._get(member, chunk_id, length_limit, pool)
+        gate, size = self._reads_of(member), size_class(length_limit)
+        await gate.enter(size)
+        try:
+            return await self._get(member, chunk_id, length_limit, self._pool)
+        finally:
+            gate.leave(size)
+
+    async def _get(
+        self, member: Member, chunk_id: bytes, length_limit: int, pool: BufferPool
+    ) -> FetchedContent:
         # Taken before asking: a peer that has begun to answer must not have to wait for it.
-        lease = await (pool or self._pool).lease(length_limit)
+        lease = await pool.lease(length_limit)
         try:
             async with self._transport.request(
                 member, "GET", chunk_path(chunk_id), seconds=READ_SECONDS, chunk_id=chunk_id
@@ -170,20 +193,33 @@ class PeerClient:
         The buffer goes back to the pool with the last view on it.
         """
         path = range_path(chunk_id, start, end)
-        lease = await self._pool.lease(end - start)
+        gate, size = self._reads_of(member), size_class(end - start)
+        await gate.enter(size)
         try:
-            async with self._transport.request(
-                member, "GET", path, seconds=READ_SECONDS, chunk_id=chunk_id
-            ) as response:
-                digest = response.headers.get(DIGEST_HEADER, "")
-                view = await _receive(response, member, lease.view[: end - start])
-        except BaseException:
-            lease.release()
-            raise
+            lease = await self._pool.lease(end - start)
+            try:
+                async with self._transport.request(
+                    member, "GET", path, seconds=READ_SECONDS, chunk_id=chunk_id
+                ) as response:
+                    digest = response.headers.get(DIGEST_HEADER, "")
+                    view = await _receive(response, member, lease.view[: end - start])
+            except BaseException:
+                lease.release()
+                raise
+        finally:
+            gate.leave(size)
         if len(view) != end - start or blake3(view).hexdigest() != digest:
             lease.release()
             raise PeerUnreachableError(member.node_id, "a range was damaged on its way")
         return lease.lend(0, end - start)
+
+    def _reads_of(self, member: Member) -> ByteGate:
+        """Bounds the buffers that wait for one peer: it may hang."""
+        gate = self._reads.get(member.node_id)
+        if gate is None:
+            gate = ByteGate(self._pool.budget_bytes // PEER_SHARE)
+            self._reads[member.node_id] = gate
+        return gate
 
     async def stat(self, member: Member, chunk_ids: Sequence[bytes]) -> list[ChunkState | None]:
         body = encode_ids(chunk_ids)

@@ -6,6 +6,8 @@ guess costs time and nothing else.
 
 from __future__ import annotations
 
+import bisect
+
 _SMOOTHING = 0.2
 """Weight of the newest latency: about the last ten answers count."""
 
@@ -18,19 +20,52 @@ FAILURE_SECONDS = 5.0
 answered something else, such as a write, which goes to all owners."""
 
 
+READ_SIZES = (64 * 1024, 1024 * 1024)
+"""Reads up to these sizes (bytes), and larger ones, are timed apart."""
+
+RACE_FACTOR = 4.0
+"""A peer is raced once it takes this many times as long as it does on average."""
+
+RACE_SECONDS_MIN = 0.02
+"""Never sooner: a busy event loop, here or there, may take so long over something else."""
+
+RACE_SECONDS_MAX = 0.5
+"""Never later: readers wait."""
+
+RACE_SECONDS_UNKNOWN = 0.05
+RACE_BYTES_PER_SECOND_UNKNOWN = 200e6
+"""For a peer that nothing was read from yet: a time for its answer to begin, and a rate."""
+
+
 class PeerHealth:
-    __slots__ = ("_failed_at", "latency_seconds")
+    __slots__ = ("_failed_at", "_read_seconds", "latency_seconds")
 
     def __init__(self) -> None:
         self.latency_seconds = 0.0
         """Moving average of the time to an answer; nought before the first, so all are tried."""
         self._failed_at: float | None = None
+        self._read_seconds = [0.0] * (len(READ_SIZES) + 1)
+        """Moving averages of whole reads, by size; nought before the first."""
 
     def answered(self, seconds: float) -> None:
         self._failed_at = None
-        if self.latency_seconds:
-            seconds = _SMOOTHING * seconds + (1 - _SMOOTHING) * self.latency_seconds
-        self.latency_seconds = seconds
+        self.latency_seconds = _smoothed(self.latency_seconds, seconds)
+
+    def has_read(self, size: int, seconds: float) -> None:
+        """A read of `size` bytes has come, whole and good."""
+        number = _size_class(size)
+        self._read_seconds[number] = _smoothed(self._read_seconds[number], seconds)
+
+    def beaten(self, seconds: float) -> None:
+        """Another peer answered while this one had taken `seconds` already: it takes longer."""
+        self.latency_seconds = max(self.latency_seconds, seconds)
+
+    def race_seconds(self, size: int) -> float:
+        """How long a read of `size` bytes may take before another peer is asked as well."""
+        usual = self._read_seconds[_size_class(size)]
+        if not usual:
+            return RACE_SECONDS_UNKNOWN + size / RACE_BYTES_PER_SECOND_UNKNOWN
+        return min(max(RACE_FACTOR * usual, RACE_SECONDS_MIN), RACE_SECONDS_MAX)
 
     def failed(self, now: float) -> None:
         self._failed_at = now
@@ -40,3 +75,11 @@ class PeerHealth:
         """Sorts peers: those that failed just now last, the quickest first."""
         failed = self._failed_at is not None and now - self._failed_at < _PATIENCE_SECONDS
         return failed, self.latency_seconds
+
+
+def _smoothed(average: float, newest: float) -> float:
+    return _SMOOTHING * newest + (1 - _SMOOTHING) * average if average else newest
+
+
+def _size_class(size: int) -> int:
+    return bisect.bisect_left(READ_SIZES, size)

@@ -19,6 +19,7 @@ from ring.buffers import Lease
 from ring.codec import encode
 from ring.errors import (
     ChunkDamagedError,
+    ChunkMissingError,
     ChunkNotFoundError,
     QuorumFailedError,
     RingError,
@@ -256,16 +257,29 @@ class Replicator:
         """
         self._on_client()
         end = length if end is None else min(end, length)
+        own_failure: str | None = None
         try:
             content = await self._store.get(chunk_id, start=start, end=end)
             return content.data
         except ChunkNotFoundError:
             pass
         except ChunkDamagedError as error:
+            own_failure = str(error)
             _log.warning("the copy on this node is bad and is replaced: %s", error)
         except RingError as error:
+            own_failure = str(error)
             _log.warning("the copy on this node can't be read: %s", error)
-        data = await self._fetcher.read(chunk_id, length=length, start=start, end=end)
+        try:
+            data = await self._fetcher.read(
+                chunk_id, length=length, start=start, end=end, own_failure=own_failure
+            )
+        except ChunkMissingError:
+            # Its copy may have come here while the others were asked, and have gone there since.
+            try:
+                return (await self._store.get(chunk_id, start=start, end=end)).data
+            except ChunkNotFoundError:
+                pass
+            raise
         ring = self._rings.ready()
         if ring is not None and self._node_id in ring.owners(chunk_id):
             self._on_lacking(chunk_id, self._node_id)

@@ -50,6 +50,9 @@ class MemoryChunkStore:
         self._floor: int | None = None
         self._gate = asyncio.Event()
         self._gate.set()
+        self._reads_gate = asyncio.Event()
+        self._reads_gate.set()
+        self.reads_begun = 0
         self._in_flight: dict[bytes, asyncio.Future[None]] = {}
         self._judged: set[bytes] = set()
         """Being asked about, and not confirmed since."""
@@ -63,6 +66,13 @@ class MemoryChunkStore:
     def damage(self, chunk_id: bytes) -> None:
         """Let the copy be found bad by whoever reads it next."""
         self._chunks[chunk_id] = replace(self._chunks[chunk_id], damaged=True)
+
+    def hold_reads(self) -> None:
+        """Let reads wait, as on a disk that hangs."""
+        self._reads_gate.clear()
+
+    def release_reads(self) -> None:
+        self._reads_gate.set()
 
     def hold_writes(self) -> None:
         self._gate.clear()
@@ -128,13 +138,20 @@ class MemoryChunkStore:
     ) -> StoredContent:
         if start < 0 or (end is not None and end < start):
             raise ValueError(f"no range: {start} to {end}")
+        await self._reading()
         content = self._sound(chunk_id).content
         plaintext = decode(content.payload, content.codec, content.plain_length)
         data = memoryview(plaintext)[start : content.plain_length if end is None else end]
         return StoredContent(data=data.toreadonly(), plain_length=content.plain_length)
 
     async def get_encoded(self, chunk_id: bytes, *, pool: BufferPool | None = None) -> Encoded:
+        await self._reading()
         return replace(self._sound(chunk_id).content, checksums=None)
+
+    async def _reading(self) -> None:
+        self.reads_begun += 1
+        if not self._reads_gate.is_set():
+            await self._reads_gate.wait()
 
     async def stat(self, chunk_ids: Sequence[bytes]) -> list[ChunkStat | None]:
         return [self._stat(chunk_id) for chunk_id in chunk_ids]

@@ -300,6 +300,7 @@ async def ring_cluster(
         finally:
             for node in nodes:
                 node.store.release_writes()
+                node.store.release_reads()
             for node in nodes:
                 await node.stop()
 
