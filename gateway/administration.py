@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import AsyncIterable
+
 from aiohttp import web
 
 from gateway.authentication import Principal, new_key, require_administrator, verify
@@ -13,7 +17,15 @@ from gateway.interfaces import Snapshot
 from gateway.paths import parse_query
 from metadata_raft.commands import CreateKey, RevokeKey
 
+_log = logging.getLogger(__name__)
+
 _NONE: frozenset[str] = frozenset()
+
+BACKUP_HEADERS = {
+    **PROTECTIVE_HEADERS,
+    "Content-Type": "application/octet-stream",
+    "Cache-Control": "no-store",
+}
 
 
 class Administration:
@@ -101,3 +113,37 @@ class Administration:
     async def _administrator(self, call: Call, deed: str) -> Principal:
         parse_query(call.target.query, _NONE)
         return await self._backends.administrator(call, deed)
+
+    async def backup(self, call: Call) -> web.StreamResponse:
+        """GET of the metadata as a backup file; without quorum too, with `X-Consistency: local`."""
+        await self._administrator(call, "backing up the metadata")
+        if call.request.method == "HEAD":
+            return web.Response(headers=BACKUP_HEADERS)
+        async with self._backends.cluster.backup() as pieces:
+            return await send_backup(
+                call.request, pieces, self._backends.settings.body_silence_seconds
+            )
+
+
+async def send_backup(
+    request: web.BaseRequest, pieces: AsyncIterable[bytes], silence_seconds: float
+) -> web.StreamResponse:
+    """Answer with the pieces of a backup; a reader that takes none for so long is cut off.
+
+    What fails on the way breaks the connection off, and the digest at the end never comes.
+    """
+    response = web.StreamResponse(headers=BACKUP_HEADERS)
+    await response.prepare(request)
+    try:
+        async for piece in pieces:
+            async with asyncio.timeout(silence_seconds):
+                await response.write(piece)
+        await response.write_eof()
+    except ConnectionError:
+        raise
+    except Exception as error:
+        _log.warning("a backup was broken off: %s", error)
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the backup could not be sent in full") from error
+    return response

@@ -89,6 +89,7 @@ def routes(backends: Backends) -> Mapping[str, Mapping[str, Handler]]:
         paths.SCRUB: {"POST": membership.scrub},
         paths.TOKENS: {"POST": administration.create_token},
         paths.JOIN: {"POST": administration.join},
+        paths.BACKUP: {"GET": administration.backup},
         paths.HEALTH_LIVE: {"GET": health.live},
         paths.HEALTH_READY: {"GET": health.ready},
         paths.HEALTH_CLUSTER: {"GET": health.cluster},

@@ -378,6 +378,13 @@ class GatewayClient:
             with translated():
                 return await response.read()
 
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The metadata of the node as a backup file, in pieces; whether it is whole, its digest
+        tells."""
+        async with self._request("GET", "/api/v1/cluster/backup") as response:
+            yield _pieces_of(response)
+
     async def health(self, aspect: str = "ready") -> HealthDocument:
         """`live`, `ready` or `cluster`; TryAgainError where the answer is no."""
         return await self._call(HealthDocument, "GET", f"/health/{aspect}")
@@ -451,6 +458,12 @@ _T = TypeVar("_T")
 
 _HEADER_SAFE = " !#$&'()*+-./:;<=>?@[]^_`{|}~"
 """What a metadata value keeps as it is; the rest, and the comma between tags, is %-encoded."""
+
+
+async def _pieces_of(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    with translated():
+        async for piece in response.content.iter_any():
+            yield piece
 
 
 def _quoted(tag: str) -> str:

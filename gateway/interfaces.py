@@ -6,8 +6,8 @@ without Raft and a dictionary of chunks. What these raise is translated in `gate
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Literal, Protocol
 
 import msgspec
@@ -178,6 +178,9 @@ class Cluster(Protocol):
 
     async def join(self, sealed: bytes) -> bytes:
         """Answer a joining node; both bodies are sealed with the token and opaque here."""
+
+    def backup(self) -> AbstractAsyncContextManager[AsyncIterable[bytes]]:
+        """The metadata of this node in the form of a backup file, one backup at a time."""
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -309,6 +309,15 @@ OPERATIONS: tuple[Operation, ...] = (
     *CLUSTER_OPERATIONS,
     Operation(
         "GET",
+        paths.BACKUP,
+        "backup",
+        "The metadata of the answering node as a backup file, for `holdfast meta restore`.",
+        {200: BINARY},
+        (*KEYED, "invalid_header", "overloaded"),
+        (_CONSISTENCY,),
+    ),
+    Operation(
+        "GET",
         paths.HEALTH_LIVE,
         "healthLive",
         "Whether the process answers.",

@@ -38,6 +38,7 @@ MEMBER_LEAVE = "/api/v1/cluster/members/{node_id}/leave"
 CLUSTER_SETTINGS = "/api/v1/cluster/settings"
 COLLECTION_RESUME = "/api/v1/cluster/collection/resume"
 SCRUB = "/api/v1/cluster/scrub"
+BACKUP = "/api/v1/cluster/backup"
 HEALTH_LIVE = "/health/live"
 HEALTH_READY = "/health/ready"
 HEALTH_CLUSTER = "/health/cluster"
@@ -56,6 +57,7 @@ _LITERAL = frozenset(
         CLUSTER_SETTINGS,
         COLLECTION_RESUME,
         SCRUB,
+        BACKUP,
         HEALTH_LIVE,
         HEALTH_READY,
         HEALTH_CLUSTER,

@@ -33,8 +33,9 @@ from metadata_raft.state_stream import (
     StateEncoder,
     StateStreamError,
     copy_database,
+    measure_copy,
 )
-from metadata_raft.storage import INCOMING_SUFFIX, OUTGOING_SUFFIX
+from metadata_raft.storage import BACKUP_SUFFIX, INCOMING_SUFFIX, OUTGOING_SUFFIX
 from ring.filesystem import FileSystem
 from ring.members import NodeId
 
@@ -100,7 +101,7 @@ class StateSource:
         self._lease = lease
         self._applied_index = applied_index
         self._configuration_at = configuration_at
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | asyncio.Task[Base] | None = None
         self._serving: tuple[NodeId, int] | None = None
         """The present download or the one before, whose last credit may still come."""
         self._credit = 0
@@ -114,7 +115,7 @@ class StateSource:
             self._credit_grew.set()
             return
         if self._task is not None and not self._task.done():
-            if self._serving is not None and self._serving[0] != sender:
+            if self._serving is None or self._serving[0] != sender:
                 self._connections.send(sender, StateRefused(request.download, "busy"))
                 self._connections.flush()
                 return
@@ -124,19 +125,56 @@ class StateSource:
         self._credit = request.credit
         self._task = asyncio.create_task(self._serve(sender, request.download, self._task))
 
+    async def copy_for_backup(self) -> tuple[str, StateDescription]:
+        """Copy the state to a file, which is the caller's from then on, and describe it.
+
+        Raises StateStreamError: another copy is being made or sent, or this one came to nothing.
+        """
+        if self._task is not None and not self._task.done():
+            raise StateStreamError("another copy of the state is being made or sent")
+        self._serving = None
+        copy = self._database + BACKUP_SUFFIX
+        task = asyncio.create_task(in_thread(partial(self._copy, copy)))
+        self._task = task
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.cancelled():
+            raise StateStreamError("this node's state is about to be replaced or closed")
+        try:
+            base = task.result()
+            size_bytes, cluster_version = await in_thread(partial(measure_copy, copy))
+        except OSError as error:
+            raise StateStreamError(f"the state can't be copied: {error}") from error
+        return copy, self._describe(base, size_bytes, cluster_version)
+
+    def _describe(self, base: Base, size_bytes: int, cluster_version: int = 0) -> StateDescription:
+        return StateDescription(
+            version=STREAM_VERSION,
+            cluster_id=self._identity.cluster_id,
+            incarnation=self._identity.incarnation,
+            base=base,
+            configuration=self._configuration_at(base.index),
+            size_bytes=size_bytes,
+            cluster_version=cluster_version,
+        )
+
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
             self._task = None
 
     async def _serve(
-        self, receiver: NodeId, download: int, former: asyncio.Task[None] | None
+        self,
+        receiver: NodeId,
+        download: int,
+        former: asyncio.Task[None] | asyncio.Task[Base] | None,
     ) -> None:
         if former is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await former
+            await asyncio.wait([former])
         copy = self._database + OUTGOING_SUFFIX
         self._lease.grant(self._applied_index(), time.monotonic())
         try:
@@ -151,17 +189,10 @@ class StateSource:
                 self._filesystem.unlink(copy)
 
     async def _send_state(self, receiver: NodeId, download: int, copy: str) -> None:
-        base = await _in_thread(partial(self._copy, copy))
+        base = await in_thread(partial(self._copy, copy))
         file = self._filesystem.open(copy)
         try:
-            description = StateDescription(
-                version=STREAM_VERSION,
-                cluster_id=self._identity.cluster_id,
-                incarnation=self._identity.incarnation,
-                base=base,
-                configuration=self._configuration_at(base.index),
-                size_bytes=file.size(),
-            )
+            description = self._describe(base, file.size())
             await self._send_pieces(receiver, download, StateEncoder(file, description))
         finally:
             file.close()
@@ -176,7 +207,7 @@ class StateSource:
     async def _send_pieces(self, receiver: NodeId, download: int, encoder: StateEncoder) -> None:
         number, last = 0, False
         while not last:
-            data, last = await _in_thread(encoder.next)
+            data, last = await in_thread(encoder.next)
             async with asyncio.timeout(PIECE_SECONDS):
                 while number >= self._credit:
                     self._credit_grew.clear()
@@ -258,7 +289,7 @@ class StateReceiver:
                 raise StateStreamError(f"{source} refused: {piece.reason}")
             if piece.number != number:
                 raise StateStreamError(f"piece {piece.number} of {source} came before {number}")
-            description = await _in_thread(partial(decoder.take, piece.data, last=piece.last))
+            description = await in_thread(partial(decoder.take, piece.data, last=piece.last))
             if description is not None:
                 return description
             number, patience = number + 1, PIECE_SECONDS
@@ -303,6 +334,10 @@ class Downloads:
         else:
             self._receiver.receive(sender, message)
 
+    async def copy_for_backup(self) -> tuple[str, StateDescription]:
+        """See `StateSource.copy_for_backup`."""
+        return await self._source.copy_for_backup()
+
     def peer_lost(self, node_id: NodeId) -> None:
         self._receiver.peer_lost(node_id)
 
@@ -333,7 +368,7 @@ class Downloads:
         self._received(received)
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T]) -> T:
     """Run work in a worker thread. Where the caller is cancelled it is waited for all the same: a
     file must not be closed, and its descriptor given to another, under a thread that uses it."""
     running = asyncio.ensure_future(asyncio.to_thread(work))

@@ -5,7 +5,8 @@
     │   ├── NoQuorumError           no leader, or no majority answered in time
     │   ├── OverloadedError         a bounded queue is full, or the leader's disk is
     │   ├── CommandTooLargeError    the command does not fit into an entry
-    │   └── RemovedError            this node is no member any more
+    │   ├── RemovedError            this node is no member any more
+    │   └── RestoredDiskError       this node's disk is an older copy
     ├── OutcomeUnknownError         submitted, fate unknown; repeat with the same request id
     └── MembershipChangeError       a change of voters was refused
 
@@ -50,6 +51,12 @@ class CommandTooLargeError(NotSubmittedError):
 
 class RemovedError(NotSubmittedError):
     """This node was removed from the cluster for good; it has to join again under a new id."""
+
+    retryable = False
+
+
+class RestoredDiskError(NotSubmittedError):
+    """The others know a later start of this node: its disk was restored from an older copy."""
 
     retryable = False
 

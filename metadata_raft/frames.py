@@ -22,7 +22,7 @@ from metadata_raft.errors import FrameError, HandshakeError
 from metadata_raft.messages import MESSAGE_SIZE_LIMIT
 from ring.members import NodeId
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 KEY_SIZE = 32
 NONCE_SIZE = 32
 TAG_SIZE = 16
@@ -44,6 +44,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     address: str
     """Where the dialler itself accepts connections, `host:port`."""
     nonce: bytes
+    boot_counter: int = 0
+    """Of the dialler's disk: one that was restored from an older copy is behind (rule M7)."""
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True):
@@ -66,6 +68,12 @@ Said = TypeVar("Said", Hello, Challenge, Proof)
 REASON_REMOVED = "removed"
 """The dialler was removed from the cluster for good (rule M7)."""
 
+REASON_RESTORED = "restored"
+"""The cluster knows a later boot of the dialler, the number behind it: its disk is an old copy."""
+
+REASON_INCARNATION = "incarnation"
+"""The acceptor is of another incarnation of the cluster, the number behind it."""
+
 
 class Identity(msgspec.Struct, frozen=True):
     """What a node says of itself in the handshake, and the key it proves it with."""
@@ -74,6 +82,7 @@ class Identity(msgspec.Struct, frozen=True):
     cluster_id: str
     incarnation: int
     key: bytes
+    boot_counter: int = 0
 
     def __post_init__(self) -> None:
         if len(self.key) != KEY_SIZE:
@@ -112,10 +121,9 @@ def check_hello(hello: Hello, identity: Identity) -> None:
     """Raises HandshakeError where the dialler wants somebody else."""
     if hello.version != PROTOCOL_VERSION:
         raise HandshakeError(f"protocol version {hello.version}, this node has {PROTOCOL_VERSION}")
-    if (hello.cluster_id, hello.incarnation) != (identity.cluster_id, identity.incarnation):
+    if hello.cluster_id != identity.cluster_id:
         raise HandshakeError(
-            f"{hello.node_id} is of cluster {hello.cluster_id} incarnation {hello.incarnation}, "
-            f"this node of {identity.cluster_id} incarnation {identity.incarnation}"
+            f"{hello.node_id} is of cluster {hello.cluster_id}, this node of {identity.cluster_id}"
         )
     if hello.wanted_id != identity.node_id:
         raise HandshakeError(f"{hello.node_id} looks for {hello.wanted_id} here")
@@ -123,6 +131,26 @@ def check_hello(hello: Hello, identity: Identity) -> None:
         raise HandshakeError("another node has this node's id")
     if len(hello.nonce) != NONCE_SIZE:
         raise HandshakeError(f"a nonce of {len(hello.nonce)} bytes")
+
+
+def refusal_of(hello: Hello, identity: Identity, *, is_removed: bool, recorded_boot: int) -> str:
+    """Why a node of this cluster is not listened to; empty where nothing speaks against it.
+
+    `is_removed` and `recorded_boot` are what the cluster knows of it.
+    """
+    if hello.incarnation != identity.incarnation:
+        return f"{REASON_INCARNATION} {identity.incarnation}"
+    if is_removed:
+        return REASON_REMOVED
+    if hello.boot_counter < recorded_boot:
+        return f"{REASON_RESTORED} {recorded_boot}"
+    return ""
+
+
+def parse_refusal(refusal: str) -> tuple[str, int]:
+    """The reason, and the number behind it or 0."""
+    reason, _, number = refusal.partition(" ")
+    return reason, int(number) if number.isdecimal() else 0
 
 
 def check_proof(given: bytes, expected: bytes) -> None:

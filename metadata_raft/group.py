@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Never
 
+from metadata_raft.backup import StateBackup
 from metadata_raft.batching import PROPOSAL_SIZE_LIMIT, Draft
 from metadata_raft.commands import (
     Command,
@@ -33,6 +35,7 @@ from metadata_raft.errors import (
     OutcomeUnknownError,
     OverloadedError,
     RemovedError,
+    RestoredDiskError,
 )
 from metadata_raft.raft_thread import STATE_NAME, Delivery, RaftThread
 from metadata_raft.readers import ReaderPool, SnapshotContext
@@ -41,6 +44,7 @@ from metadata_raft.replica import RaftStatus
 from metadata_raft.request_ids import new_request_id
 from metadata_raft.settings import RaftSettings
 from metadata_raft.state_machine import version_too_old
+from metadata_raft.state_stream import StateStreamError
 from ring.members import NodeId
 
 SUBMIT_SECONDS_LIMIT = 1.0
@@ -94,6 +98,7 @@ class MetadataGroup:
         self._waiting_size = 0
         self._reading: dict[int, asyncio.Future[int]] = {}
         self._read_token = 0
+        self._backup_runs = False
         self._listeners: list[Callable[[AppliedState], None]] = []
         self._applied: AppliedState
         self.listen_address = ""
@@ -200,6 +205,17 @@ class MetadataGroup:
         """Whether this node was removed from the cluster for good: it should stop (rule M7)."""
         return self._thread is not None and self._thread.is_removed
 
+    @property
+    def later_boot(self) -> int:
+        """A boot of this node that others know and that is later than its own, else 0: its disk
+        was restored from an older copy, and it must stop (rule M7)."""
+        return 0 if self._thread is None else self._thread.later_boot
+
+    @property
+    def other_incarnation(self) -> int:
+        """The highest other incarnation of the cluster that a node of it was met in, else 0."""
+        return 0 if self._thread is None else self._thread.other_incarnation_seen
+
     async def checkpoint(self) -> int:
         """Make the state durable and compact the journal now; returns the durable index."""
         thread = self._running()
@@ -208,6 +224,30 @@ class MetadataGroup:
     async def state_digest(self) -> StateDigest:
         """Index and digest of each table of this replica (rule M8)."""
         return await asyncio.to_thread(state_digest, self._state_path)
+
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[StateBackup]:
+        """This node's state as a backup to iterate over, one at a time on a node.
+
+        It is a copy in a file of its own beside the state, which is removed at the end. Raises
+        OverloadedError where one is under way already, or there is no space for a copy.
+        """
+        thread = self._running()
+        if self._backup_runs:
+            raise OverloadedError("another backup is being made on this node")
+        self._backup_runs = True
+        try:
+            try:
+                path, description = await thread.copy_for_backup()
+                backup = StateBackup(self._settings.filesystem, path, description)
+            except (OSError, StateStreamError) as error:
+                raise OverloadedError(f"the state can't be copied now: {error}") from error
+            try:
+                yield backup
+            finally:
+                backup.close()
+        finally:
+            self._backup_runs = False
 
     async def transfer_leadership(self) -> None:
         """Ask another voter to lead; does nothing where this node doesn't lead."""
@@ -243,6 +283,8 @@ class MetadataGroup:
             raise NoQuorumError("this node is not running")
         if self._thread.is_removed:
             raise RemovedError("this node was removed from the cluster")
+        if self._thread.later_boot:
+            raise RestoredDiskError(f"boot {self._thread.later_boot} of this node is known")
         return self._thread
 
     def _deliver(self, delivery: Delivery) -> None:

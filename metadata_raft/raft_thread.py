@@ -35,6 +35,7 @@ from metadata_raft.records import AppliedState, MemberRecord
 from metadata_raft.replica import RaftStatus, Replica
 from metadata_raft.settings import RaftSettings
 from metadata_raft.state_machine import StateMachine
+from metadata_raft.state_stream import StateDescription
 from metadata_raft.storage import (
     Storage,
     begin_install,
@@ -110,6 +111,9 @@ class RaftThread:
         self.status: RaftStatus
         self.applied: AppliedState
         self.is_removed = False
+        self.later_boot = 0
+        self.other_incarnation_seen = 0
+        self._boots: dict[NodeId, int] = {}
 
     async def start(self) -> str:
         """Recover, listen, begin to tick; returns the listening address.
@@ -171,6 +175,18 @@ class RaftThread:
             raise NoQuorumError("this node is stopping")
         self._post(run)
         return await answer
+
+    async def copy_for_backup(self) -> tuple[str, StateDescription]:
+        """A copy of the state, the caller's to remove. Raises StateStreamError, NoQuorumError."""
+        if self._stopping or not self._thread.is_alive():
+            raise NoQuorumError("this node is stopping")
+        work = self._downloads.copy_for_backup()
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:  # The loop has closed just now.
+            work.close()
+            raise NoQuorumError("this node is stopping") from error
+        return await asyncio.wrap_future(future)
 
     def checkpoint(self) -> int:
         """Raft thread: make the state durable, then drop what the journal need not keep (M4)."""
@@ -252,6 +268,7 @@ class RaftThread:
                     settings.cluster_id,
                     settings.incarnation,
                     settings.cluster_key,
+                    settings.boot_counter,
                 ),
                 self,
                 timing=settings.timing,
@@ -491,6 +508,8 @@ class RaftThread:
         if members is None:
             return
         self._peers_version = version
+        self._boots = {each.member.node_id: each.boot_counter for each in members}
+        self._transport.close_older_boots(self._boots)
         recorded = {each.member.node_id: each.member.raft_address for each in members}
         seeds = {seed.node_id: seed.raft_address for seed in self._settings.seeds}
         manifest = self._storage.manifest
@@ -540,6 +559,15 @@ class RaftThread:
 
     def was_removed(self) -> None:
         self.is_removed = True
+
+    def recorded_boot(self, node_id: NodeId) -> int:
+        return self._boots.get(node_id, 0)
+
+    def was_restored(self, recorded_boot: int) -> None:
+        self.later_boot = max(self.later_boot, recorded_boot)
+
+    def other_incarnation(self, incarnation: int) -> None:
+        self.other_incarnation_seen = max(self.other_incarnation_seen, incarnation)
 
     def peer_address(self, node_id: NodeId, address: str) -> None:
         if address and self._learned.get(node_id) != address:

@@ -41,6 +41,8 @@ class RaftSettings:
     node_id: NodeId
     cluster_id: str
     incarnation: int = 1
+    boot_counter: int = 0
+    """How often this node was started; members that know of a later start refuse it (rule M7)."""
     directory: str
     """Absolute path; holds the journal, the vote, the manifest and the state."""
     listen_host: str

@@ -47,6 +47,8 @@ class StateDescription(msgspec.Struct, frozen=True, array_like=True):
     configuration: Configuration
     """The Raft configuration in force at `base`."""
     size_bytes: int
+    cluster_version: int = 0
+    """What the state allows (`SetClusterVersion`); told in backups, 0 elsewhere."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -84,6 +86,19 @@ def copy_database(database: str, copy: str) -> Base:
         raise StateStreamError(f"{database} can't be copied: {error}") from error
 
 
+def measure_copy(database: str) -> tuple[int, int]:
+    """Size in bytes and cluster version of a copied state. Raises OSError, StateStreamError."""
+    try:
+        with contextlib.closing(
+            # Nobody changes a copy; opened in any other way it would get files beside it.
+            sqlite3.connect(f"file:{quote(database)}?immutable=1", uri=True)
+        ) as connection:
+            row = connection.execute("SELECT cluster_version FROM cluster").fetchone()
+            return os.path.getsize(database), int(row[0])
+    except sqlite3.Error as error:
+        raise StateStreamError(f"{database} can't be read: {error}") from error
+
+
 class StateEncoder:
     """Cuts a copied database into pieces."""
 
@@ -119,6 +134,94 @@ class StateEncoder:
         return self._digest.digest(), True
 
 
+class StateVerifier:
+    """Checks the pieces of a state and gives out its plain bytes, which count only at the end.
+
+    Anything that does not fit raises StateStreamError.
+    """
+
+    def __init__(self) -> None:
+        self.description: StateDescription | None = None
+        """Known from the first piece on."""
+        self.is_whole = False
+        """The last piece has come, and fits."""
+        self._size = 0
+        self._decompressor = zstandard.ZstdDecompressor().decompressobj()
+        self._digest = blake3()
+
+    def take(self, data: bytes, *, last: bool) -> bytes:
+        """Take the next piece; returns its plain bytes, none for the first and the last piece."""
+        if self.description is None:
+            self._begin(data)
+            return b""
+        if last:
+            self._finish(data, self.description)
+            return b""
+        try:
+            plain = self._decompressor.decompress(data)
+        except zstandard.ZstdError as error:
+            raise StateStreamError(f"the stream is damaged: {error}") from error
+        self._size += len(plain)
+        if self._size > self.description.size_bytes:
+            raise StateStreamError("the stream is longer than its description says")
+        self._digest.update(plain)
+        return plain
+
+    def _begin(self, data: bytes) -> None:
+        try:
+            description = _decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise StateStreamError(f"no description of a state: {error}") from error
+        if description.version != STREAM_VERSION:
+            raise StateStreamError(f"version {description.version} of the stream is not known")
+        self._digest.update(data)
+        self.description = description
+
+    def _finish(self, digest: bytes, description: StateDescription) -> None:
+        whole = self._decompressor.eof and not self._decompressor.unused_data
+        size_bytes = description.size_bytes
+        if not whole or self._size != size_bytes or digest != self._digest.digest():
+            raise StateStreamError(
+                f"{self._size} bytes of {size_bytes} came, and they are not what was sent"
+            )
+        self.is_whole = True
+
+
+class StateFile:
+    """A file that a state is written to; of no use before `finish`."""
+
+    def __init__(self, filesystem: FileSystem, path: str, size_bytes: int) -> None:
+        """Raises StateStreamError where there is no space for `size_bytes`."""
+        directory = os.path.dirname(path)
+        free = filesystem.free_bytes(directory)
+        if free < size_bytes + SPACE_LEFT_BYTES:
+            raise StateStreamError(
+                f"{directory} has {free} bytes free, the state takes {size_bytes}"
+            )
+        self._filesystem = filesystem
+        self._directory = directory
+        self._file: File | None = filesystem.open(path, create=True)
+        self._file.truncate(0)
+        self._offset = 0
+
+    def write(self, plain: bytes) -> None:
+        assert self._file is not None
+        self._file.write_at(self._offset, plain)
+        self._offset += len(plain)
+
+    def finish(self) -> None:
+        """Durable on return."""
+        assert self._file is not None
+        self._file.datasync()
+        self.close()
+        self._filesystem.sync_directory(self._directory)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
 class StateDecoder:
     """Writes the pieces to a file, and says at the end whether it is what was sent.
 
@@ -131,71 +234,30 @@ class StateDecoder:
         self._filesystem = filesystem
         self._path = path
         self._identity = (cluster_id, incarnation)
-        self._offset = 0
-        self._decompressor = zstandard.ZstdDecompressor().decompressobj()
-        self._digest = blake3()
-        self._file: File | None = None
-        self._description: StateDescription | None = None
+        self._verifier = StateVerifier()
+        self._file: StateFile | None = None
 
     def take(self, data: bytes, *, last: bool) -> StateDescription | None:
         """Take the next piece; after the last one the file is verified and durable.
 
         Returns the description with the last piece. Raises OSError besides.
         """
-        if self._description is None:
-            self._begin(data)
+        plain = self._verifier.take(data, last=last)
+        description = self._verifier.description
+        assert description is not None
+        if self._file is None:
+            if (description.cluster_id, description.incarnation) != self._identity:
+                raise StateStreamError(
+                    f"it is of cluster {description.cluster_id}, "
+                    f"incarnation {description.incarnation}"
+                )
+            self._file = StateFile(self._filesystem, self._path, description.size_bytes)
+        if not self._verifier.is_whole:
+            self._file.write(plain)
             return None
-        if last:
-            self._finish(data)
-            return self._description
-        try:
-            plain = self._decompressor.decompress(data)
-        except zstandard.ZstdError as error:
-            raise StateStreamError(f"the stream is damaged: {error}") from error
-        assert self._file is not None
-        if self._offset + len(plain) > self._description.size_bytes:
-            raise StateStreamError("the stream is longer than its description says")
-        self._digest.update(plain)
-        self._file.write_at(self._offset, plain)
-        self._offset += len(plain)
-        return None
+        self._file.finish()
+        return description
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-            self._file = None
-
-    def _begin(self, data: bytes) -> None:
-        try:
-            description = _decoder.decode(data)
-        except msgspec.DecodeError as error:
-            raise StateStreamError(f"no description of a state: {error}") from error
-        if description.version != STREAM_VERSION:
-            raise StateStreamError(f"version {description.version} of the stream is not known")
-        if (description.cluster_id, description.incarnation) != self._identity:
-            raise StateStreamError(
-                f"it is of cluster {description.cluster_id}, incarnation {description.incarnation}"
-            )
-        directory = os.path.dirname(self._path)
-        free = self._filesystem.free_bytes(directory)
-        if free < description.size_bytes + SPACE_LEFT_BYTES:
-            raise StateStreamError(
-                f"{directory} has {free} bytes free, the state takes {description.size_bytes}"
-            )
-        self._file = self._filesystem.open(self._path, create=True)
-        self._file.truncate(0)
-        self._digest.update(data)
-        self._description = description
-
-    def _finish(self, digest: bytes) -> None:
-        assert self._file is not None
-        assert self._description is not None
-        whole = self._decompressor.eof and not self._decompressor.unused_data
-        size_bytes = self._description.size_bytes
-        if not whole or self._offset != size_bytes or digest != self._digest.digest():
-            raise StateStreamError(
-                f"{self._offset} bytes of {size_bytes} came, and they are not what was sent"
-            )
-        self._file.datasync()
-        self.close()
-        self._filesystem.sync_directory(os.path.dirname(self._path))

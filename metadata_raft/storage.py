@@ -38,6 +38,7 @@ _UNFINISHED_SUFFIX = ".new"
 
 INCOMING_SUFFIX = ".incoming"
 OUTGOING_SUFFIX = ".outgoing"
+BACKUP_SUFFIX = OUTGOING_SUFFIX + ".backup"
 """Of the names of a state on its way, behind the database's."""
 
 STATE_SIDE_FILES = ("-wal", "-shm", "-journal")

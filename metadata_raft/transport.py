@@ -17,7 +17,7 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 import msgspec
 
@@ -25,7 +25,9 @@ from metadata_raft.errors import FrameError, HandshakeError, PeerError
 from metadata_raft.frames import (
     NONCE_SIZE,
     PROTOCOL_VERSION,
+    REASON_INCARNATION,
     REASON_REMOVED,
+    REASON_RESTORED,
     Challenge,
     FrameReader,
     FrameSealer,
@@ -36,7 +38,9 @@ from metadata_raft.frames import (
     check_hello,
     check_proof,
     decode_handshake,
+    parse_refusal,
     plain_frame,
+    refusal_of,
 )
 from metadata_raft.messages import MESSAGE_SIZE_LIMIT, Message, decode_message, encode_message
 from metadata_raft.settings import RaftTiming
@@ -82,6 +86,15 @@ class TransportHost(Protocol):
 
     def was_removed(self) -> None:
         """A member says that this node was removed for good."""
+
+    def recorded_boot(self, node_id: NodeId) -> int:
+        """The last boot of a node that the cluster knows, 0 where it knows none."""
+
+    def was_restored(self, recorded_boot: int) -> None:
+        """A member says that the cluster knows this later boot of this node (rule M7)."""
+
+    def other_incarnation(self, incarnation: int) -> None:
+        """A node of this cluster says that it is of this other incarnation."""
 
     def peer_address(self, node_id: NodeId, address: str) -> None:
         """A peer that connected says where it can be reached."""
@@ -163,6 +176,12 @@ class Transport:
             if node_id not in self._addresses and node_id != self.identity.node_id:
                 self._addresses[node_id] = address
                 self._diallers[node_id] = asyncio.ensure_future(self._keep_dialled(node_id))
+
+    def close_older_boots(self, recorded: Mapping[NodeId, int]) -> None:
+        """Close what nodes dialled before boots of them that are known now (rule M7)."""
+        for node_id, inbound in list(self._inbound.items()):
+            if inbound.boot_counter < recorded.get(node_id, 0):
+                inbound.abort()
 
     def close_inbound(self, node_id: NodeId) -> None:
         """Close the connection a peer has dialled; where it dials again it is judged anew."""
@@ -247,20 +266,34 @@ class Transport:
             node_id,
             self._advertise_address or "",
             os.urandom(NONCE_SIZE),
+            identity.boot_counter,
         )
         transcript = Transcript(identity, hello)
         outbound.write_plain(msgspec.msgpack.encode(hello))
         answer = await outbound.answer
         challenge = decode_handshake(answer, Challenge)
         check_proof(challenge.proof, transcript.acceptor_proof(challenge.nonce, challenge.refusal))
-        if challenge.refusal == REASON_REMOVED:
-            self.host.was_removed()
         if challenge.refusal:
-            raise HandshakeError(f"{node_id} refuses this node: {challenge.refusal}")
+            self._refused(node_id, challenge.refusal)
         outbound.write_plain(
             msgspec.msgpack.encode(Proof(transcript.dialler_proof(challenge.nonce)))
         )
         outbound.sealer = FrameSealer(transcript.connection_key(challenge.nonce))
+
+    def _refused(self, node_id: NodeId, refusal: str) -> NoReturn:
+        """Another node of the cluster has proven who it is, and does not listen to this one."""
+        reason, number = parse_refusal(refusal)
+        if reason == REASON_REMOVED:
+            self.host.was_removed()
+        elif reason == REASON_RESTORED:
+            self.host.was_restored(number)
+        elif reason == REASON_INCARNATION:
+            self.host.other_incarnation(number)
+            raise HandshakeError(
+                f"it is of incarnation {number} of the cluster, this node of "
+                f"{self.identity.incarnation}: metadata were restored on one of them only"
+            )
+        raise HandshakeError(f"{node_id} refuses this node: {refusal}")
 
     # --- what an inbound connection asks ------------------------------------------------------
 
@@ -412,6 +445,11 @@ class _Inbound(asyncio.Protocol):
             self._deadline.cancel()
         self._owner.closed(self, self._node_id)
 
+    @property
+    def boot_counter(self) -> int:
+        """Of the node that dialled, as it said."""
+        return self._hello.boot_counter if self._hello is not None else 0
+
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -419,7 +457,13 @@ class _Inbound(asyncio.Protocol):
     def _answer_hello(self, payload: bytes) -> None:
         hello = decode_handshake(payload, Hello)
         check_hello(hello, self._owner.identity)
-        refusal = REASON_REMOVED if self._owner.host.is_removed_peer(hello.node_id) else ""
+        host = self._owner.host
+        refusal = refusal_of(
+            hello,
+            self._owner.identity,
+            is_removed=host.is_removed_peer(hello.node_id),
+            recorded_boot=host.recorded_boot(hello.node_id),
+        )
         self._nonce = os.urandom(NONCE_SIZE)
         proof = Transcript(self._owner.identity, hello).acceptor_proof(self._nonce, refusal)
         assert self._transport is not None

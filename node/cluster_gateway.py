@@ -7,9 +7,16 @@ the state of the cluster needs no quorum, because it is asked for most when ther
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import Protocol
 
 import msgspec
@@ -61,6 +68,8 @@ class ClusterMetadata(Protocol):
     def applied(self) -> AppliedState: ...
 
     def status(self) -> RaftStatus: ...
+
+    def backup(self) -> AbstractAsyncContextManager[AsyncIterable[bytes]]: ...
 
 
 class NodeCondition(Protocol):
@@ -252,6 +261,11 @@ class ClusterGateway:
         return await self.membership.set_intent(
             self._identity.node_id, "leave", actor=SYSTEM, reduce_copies=reduce_copies
         )
+
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[AsyncIterable[bytes]]:
+        async with self._metadata.backup() as backup:
+            yield backup
 
     async def reset_admin_key(self) -> NewKey:
         """A new admin key; all earlier ones are revoked in the same step. Raises ApiError."""

@@ -1,25 +1,29 @@
 """The control socket: what whoever may read the data directory may ask of the running node.
 
-A Unix socket in the data directory (mode 0700) with four calls. It needs no key, because who can
+A Unix socket in the data directory (mode 0700) with these calls. It needs no key, because who can
 open it can read the cluster secret beside it as well; it is how access is recovered.
 
     POST /token       {"lifetime_seconds": n}  -> NewToken
     POST /reset-key                            -> NewKey, all other admin keys revoked
     POST /leave       {"reduce_copies": bool}  -> MemberDocument: this node is to leave its cluster
     POST /status                               -> ClusterDocument
+    GET  /backup                               -> the metadata as a backup file
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import NoReturn, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from gateway.administration import send_backup
 from gateway.documents import (
     ClusterDocument,
     LeaveRequest,
@@ -36,6 +40,9 @@ from node.data_directory import CONTROL_NAME
 from node.errors import EXIT_FAILED, EXIT_TRY_AGAIN, NodeError
 
 _TIMEOUT_SECONDS = 30.0
+_STREAM_PIECE_SIZE = 1 << 18
+_STREAM_TIMEOUT_SECONDS = 120.0
+"""How long a stream may pause: the node copies its whole state before the first byte."""
 
 _T = TypeVar("_T")
 
@@ -50,6 +57,7 @@ class Controlled(Protocol):
     async def leave(self, *, reduce_copies: bool) -> MemberDocument: ...
 
     def status(self) -> ClusterDocument: ...
+    def backup(self) -> AbstractAsyncContextManager[AsyncIterable[bytes]]: ...
 
 
 class ControlError(NodeError):
@@ -74,6 +82,7 @@ class ControlServer:
         application.router.add_post("/reset-key", self._answer(self._reset_key))
         application.router.add_post("/leave", self._answer(self._leave))
         application.router.add_post("/status", self._answer(self._status))
+        application.router.add_get("/backup", self._backup)
         self._runner = web.AppRunner(application, access_log=None)
         await self._runner.setup()
         await web.SockSite(self._runner, _listener(self._directory)).start()
@@ -98,6 +107,16 @@ class ControlServer:
     async def _status(self, _request: web.Request) -> ClusterDocument:
         return self._controlled.status()
 
+    async def _backup(self, request: web.Request) -> web.StreamResponse:
+        try:
+            async with self._controlled.backup() as pieces:
+                return await send_backup(request, pieces, _TIMEOUT_SECONDS)
+        except Exception as error:
+            known = translated(error)
+            if known is None:
+                raise
+            return problem_response(known)
+
     @staticmethod
     def _answer(
         handler: Callable[[web.Request], Awaitable[msgspec.Struct]],
@@ -120,38 +139,71 @@ class ControlServer:
 def call(directory: str, path: str, kind: type[_T], document: msgspec.Struct | None = None) -> _T:
     """Ask the node that runs on a data directory. Raises ControlError with one sentence."""
     body = b"" if document is None else encode_document(document)
-    connection = _Connection(directory)
-    try:
-        connection.request("POST", path, body)
-        response = connection.getresponse()
+    with _answer_to(directory, "POST", path, body) as response, _reaching(directory):
         answer = response.read()
+    return decode_document(answer, kind)
+
+
+def stream(directory: str, path: str) -> Iterator[bytes]:
+    """What the node that runs on a data directory streams. Raises ControlError, also in the
+    middle, where it breaks off."""
+    with _answer_to(directory, "GET", path, b"") as response:
+        while True:
+            with _reaching(directory):
+                piece = response.read(_STREAM_PIECE_SIZE)
+            if not piece:
+                return
+            yield piece
+
+
+@contextlib.contextmanager
+def _answer_to(
+    directory: str, method: str, path: str, body: bytes
+) -> Iterator[http.client.HTTPResponse]:
+    seconds = _STREAM_TIMEOUT_SECONDS if method == "GET" else _TIMEOUT_SECONDS
+    connection = _Connection(directory, seconds)
+    try:
+        with _reaching(directory):
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            refusal = b"" if response.status == http.client.OK else response.read()
+        if response.status != http.client.OK:
+            _raise_refusal(response.status, refusal)
+        yield response
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def _reaching(directory: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, http.client.HTTPException) as error:
         raise ControlError(
             f"No node answers on the data directory {directory}: start it first.", retryable=True
         ) from error
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        try:
-            problem = decode_document(answer, Problem)
-        except DocumentError:
-            raise ControlError(
-                f"The node failed with status {response.status}; see its log.", retryable=False
-            ) from None
-        raise ControlError(f"The node refuses: {problem.detail}.", retryable=problem.retryable)
-    return decode_document(answer, kind)
+
+
+def _raise_refusal(status: int, answer: bytes) -> NoReturn:
+    try:
+        problem = decode_document(answer, Problem)
+    except DocumentError:
+        raise ControlError(
+            f"The node failed with status {status}; see its log.", retryable=False
+        ) from None
+    raise ControlError(f"The node refuses: {problem.detail}.", retryable=problem.retryable)
 
 
 class _Connection(http.client.HTTPConnection):
     """HTTP over the Unix socket of a data directory."""
 
-    def __init__(self, directory: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_SECONDS)
+    def __init__(self, directory: str, timeout_seconds: float) -> None:
+        super().__init__("localhost", timeout=timeout_seconds)
         self._directory = directory
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_TIMEOUT_SECONDS)
+        self.sock.settimeout(self.timeout)
         with _short_path(self._directory) as short:
             self.sock.connect(short)
 

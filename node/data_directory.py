@@ -32,6 +32,9 @@ IDENTITY_NAME = "identity.json"
 LOCK_NAME = "lock"
 CONTROL_NAME = "control.sock"
 
+RAFT_PREFIX = "raft"
+"""Of the Raft directories: `raft` is the first incarnation's, `raft-N` that of incarnation N."""
+
 _MIB = 1024 * 1024
 
 NEW_NODE_BYTES = 48 * _MIB
@@ -139,12 +142,31 @@ class DataDirectory:
         return counted
 
 
+def raft_directory_name(incarnation: int) -> str:
+    """The Raft directory of an incarnation. The identity file names the incarnation, and with it
+    in one atomic write the directory that counts."""
+    return RAFT_PREFIX if incarnation == 1 else f"{RAFT_PREFIX}-{incarnation}"
+
+
+def raft_directory_incarnation(name: str) -> int | None:
+    """The incarnation whose Raft directory has this name; None for other names."""
+    if name == RAFT_PREFIX:
+        return 1
+    prefix, _, number = name.partition("-")
+    return int(number) if prefix == RAFT_PREFIX and number.isdecimal() else None
+
+
 def read_identity(path: str, filesystem: FileSystem) -> Identity | None:
     """Read and judge the identity file of the data directory at `path`, without locking it."""
     try:
         data = read_file(filesystem, os.path.join(path, IDENTITY_NAME))
     except FileNotFoundError:
-        foreign = sorted(set(filesystem.names(path)) - _OWN_NAMES)
+        foreign = sorted(
+            name
+            for name in set(filesystem.names(path)) - _OWN_NAMES
+            # A restore that was cut off has made one, which counts for nothing yet.
+            if (raft_directory_incarnation(name) or 1) == 1
+        )
         if foreign:
             raise DataDirectoryError(
                 f"The directory {path} is not empty and holds no {IDENTITY_NAME} (but "

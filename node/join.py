@@ -60,6 +60,8 @@ class JoinToken(msgspec.Struct, frozen=True, array_like=True):
     secret: bytes
     urls: tuple[str, ...]
     """Client URLs of members at the time it was made."""
+    incarnation: int = 1
+    """Of the cluster; a node of an earlier one may come back with it (node/recovery.py)."""
 
     def __repr__(self) -> str:
         return f"JoinToken({self.token_id}, cluster {self.cluster_id})"
@@ -145,6 +147,7 @@ class Admission:
             token_id=secrets.token_hex(8),
             secret=secrets.token_bytes(SECRET_BYTES),
             urls=urls,
+            incarnation=self._identity.incarnation,
         )
         _raise_failure(
             await self._metadata.submit(

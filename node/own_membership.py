@@ -21,7 +21,7 @@ from metadata_raft.commands import (
     Result,
     UpdateMember,
 )
-from metadata_raft.errors import MetadataError, RemovedError
+from metadata_raft.errors import MetadataError, RemovedError, RestoredDiskError
 from metadata_raft.records import AppliedState, ClusterRecord, MemberRecord
 from node.data_directory import Identity
 from node.errors import DepartedError, MembershipError, NodeError
@@ -62,6 +62,12 @@ class MembershipMetadata(Protocol):
 
     @property
     def is_removed(self) -> bool: ...
+
+    @property
+    def later_boot(self) -> int: ...
+
+    @property
+    def other_incarnation(self) -> int: ...
 
 
 def member_of(settings: Settings, identity: Identity) -> Member:
@@ -137,12 +143,7 @@ class OwnMembership:
             raise self.departure()
         if result.code != "stale_expectation":
             raise NodeError(f"The cluster refuses what this node says of itself: {result.detail}")
-        raise MembershipError(
-            f"The data directory of node {self._identity.node_id} was restored from an older copy "
-            f"({result.detail}) and may have forgotten what it promised. Remove the node, and let "
-            "it join again with an empty directory.",
-            left=False,
-        )
+        raise restored_disk(self._identity, result.detail)
 
     async def announce_until_upgraded(self) -> None:
         """Announce again until the cluster runs the version this node supports.
@@ -164,15 +165,27 @@ class OwnMembership:
         while not self.in_ring and self.intent == "stay":
             if self._metadata.is_removed:
                 raise self.departure()
+            if self._metadata.later_boot:
+                raise self._restored()
             await asyncio.sleep(PAUSE_SECONDS)
             self.look()
 
     async def follow(self) -> MembershipError:
-        """Tell what becomes of this node; returns its end when it has been removed."""
+        """Tell what becomes of this node; returns its end when it has been removed, or when the
+        others know a later start of it."""
         while not self._metadata.is_removed:
+            if self._metadata.later_boot:
+                return self._restored()
             await asyncio.sleep(LOOK_SECONDS)
             self.look()
         return self.departure()
+
+    def _restored(self) -> MembershipError:
+        return restored_disk(
+            self._identity,
+            f"this is its boot {self._identity.boot_counter}, the others know of boot "
+            f"{self._metadata.later_boot}",
+        )
 
     def departure(self) -> MembershipError:
         """The end of this node, which is no member any more: as it was told to, or not."""
@@ -210,9 +223,12 @@ class OwnMembership:
                 return await self._metadata.submit(command)
             except RemovedError as error:
                 raise self.departure() from error
+            except RestoredDiskError as error:
+                raise self._restored() from error
             except MetadataError as error:
                 if loop.time() - told_at > SILENCE_SECONDS:
                     told_at = loop.time()
+                    self._tell_of_recovery()
                     event(
                         logger,
                         logging.WARNING,
@@ -220,6 +236,25 @@ class OwnMembership:
                         reason=str(error),
                     )
             await asyncio.sleep(PAUSE_SECONDS)
+
+    def _tell_of_recovery(self) -> None:
+        """Why there may never be a majority: the cluster was recovered without this node (M7).
+
+        It goes on waiting: where a restore was a mistake the others of its own incarnation are
+        still the cluster, and must not end by it.
+        """
+        other, own = self._metadata.other_incarnation, self._identity.incarnation
+        if other > own:
+            self._say(
+                f"The metadata of this cluster were restored elsewhere, in incarnation {other}; "
+                f"this node is of {own}. To come back with its chunks: stop it, and run `holdfast "
+                "meta rejoin` with a token of a node there."
+            )
+        elif other:
+            self._say(
+                f"Nodes of this cluster are still of incarnation {other}, this one is of {own}: "
+                "they come back with `holdfast meta rejoin`."
+            )
 
 
 _STEPS = {
@@ -243,6 +278,16 @@ def departed(identity: Identity) -> DepartedError:
     return DepartedError(
         f"Node {identity.node_id} has left its cluster: the other nodes hold all that it held, and "
         "its data directory may be deleted."
+    )
+
+
+def restored_disk(identity: Identity, detail: str) -> MembershipError:
+    """The end of a node that runs on an older copy of its disk (rule M7)."""
+    return MembershipError(
+        f"The data directory of node {identity.node_id} was restored from an older copy "
+        f"({detail}) and may have forgotten what it promised. Remove the node, and let "
+        "it join again with an empty directory.",
+        left=False,
     )
 
 

@@ -33,7 +33,7 @@ from node.cluster_gateway import ClusterGateway
 from node.cluster_view import ReplicatedLiveChunks, ReplicatedView
 from node.cluster_worker import GenerationWorker, ReclaimWorker, RingWorker, VersionWorker
 from node.control import ControlServer
-from node.data_directory import DataDirectory, Identity
+from node.data_directory import DataDirectory, Identity, raft_directory_name
 from node.data_plane import DataPlane
 from node.departure_worker import DepartureWorker
 from node.errors import DataDirectoryError, NodeError
@@ -82,6 +82,7 @@ class Node:
             cluster_id=identity.cluster_id,
             node_id=identity.node_id,
             secret=bytes.fromhex(identity.cluster_secret),
+            incarnation=identity.incarnation,
         )
         self._encryption = (
             encryption.make(self._cluster_identity) if settings.peer_tls_wanted else None
@@ -157,7 +158,9 @@ class Node:
     # --- parts -------------------------------------------------------------------------------
 
     def _make_metadata(self) -> MetadataGroup:
-        directory = os.path.join(self._directory.path, "raft")
+        directory = os.path.join(
+            self._directory.path, raft_directory_name(self._identity.incarnation)
+        )
         known = os.path.exists(os.path.join(directory, _RAFT_MANIFEST))
         if self._identity.stage == "member" and not known:
             raise DataDirectoryError(
@@ -170,6 +173,7 @@ class Node:
                 node_id=identity.node_id,
                 cluster_id=identity.cluster_id,
                 incarnation=self._identity.incarnation,
+                boot_counter=self._identity.boot_counter,
                 directory=directory,
                 listen_host=self._settings.listen,
                 listen_port=self._settings.raft_port,

@@ -39,10 +39,16 @@ class ClusterIdentity:
     cluster_id: str
     node_id: NodeId
     secret: bytes = field(repr=False)
+    incarnation: int = 1
+    """Of the cluster; nodes of another one are refused (rule M7)."""
 
     def __post_init__(self) -> None:
         if len(self.secret) != SECRET_SIZE:
             raise ValueError(f"a cluster secret has {SECRET_SIZE} bytes, not {len(self.secret)}")
+
+    def cluster_name(self) -> str:
+        """What requests between peers name: the cluster in this incarnation."""
+        return f"{self.cluster_id}/{self.incarnation}"
 
     def request_key(self) -> bytes:
         """Signs requests between peers where TLS is off."""

@@ -236,9 +236,10 @@ class _PeerServer:
 
     def _admit(self, request: web.Request, body: Buffer) -> None:
         """Raises RefusedSignatureError unless a node of this cluster sent the request."""
+        # A certificate, too, is the same in every incarnation.
+        self._same_cluster(request)
         if self._verifier is None:
             return
-        self._same_cluster(request)
         self._verifier.verify(
             Credentials.parse(request.headers.get(CREDENTIALS_HEADER, "")),
             method=request.method,
@@ -247,9 +248,10 @@ class _PeerServer:
         )
 
     def _same_cluster(self, request: web.Request) -> None:
-        if request.headers.get(CLUSTER_HEADER) != self._identity.cluster_id:
+        name = self._identity.cluster_name()
+        if request.headers.get(CLUSTER_HEADER) != name:
             raise RefusedSignatureError(
-                "wrong_cluster", f"this is a node of cluster {self._identity.cluster_id}"
+                "wrong_cluster", f"this is a node of cluster {name} (id and incarnation)"
             )
 
     async def _body(self, request: web.Request) -> bytes:

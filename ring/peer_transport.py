@@ -94,7 +94,7 @@ class PeerTransport:
             ),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={CLUSTER_HEADER: self._identity.cluster_id},
+            headers={CLUSTER_HEADER: self._identity.cluster_name()},
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             read_bufsize=_READ_BUFFER_SIZE,
         )

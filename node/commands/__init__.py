@@ -49,6 +49,7 @@ _COMMANDS = {
     "cluster": ("cluster", "Show or change what holds for all nodes."),
     "scrub": ("scrub", "Reread all chunks, and see damage found and healed."),
     "token": ("token", "Make a token with which a node joins."),
+    "meta": ("meta", "Back up, restore and recover the metadata."),
     "admin": ("admin", "Recover access on a node itself."),
 }
 

@@ -257,7 +257,11 @@ class Cluster:
         return found[0]
 
     async def command(
-        self, *arguments: str, node: NodeProcess | None = None, stdin: bytes = b""
+        self,
+        *arguments: str,
+        node: NodeProcess | None = None,
+        stdin: bytes = b"",
+        token_path: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run `holdfast ARGUMENTS` as admin against a node (the first running one)."""
         node = node or next((node for node in self.nodes if node.running), self.nodes[0])
@@ -266,6 +270,8 @@ class Cluster:
             "HOLDFAST_URL": node.url,
             "HOLDFAST_KEY": self.admin_key,
         }
+        if token_path is not None:
+            environment["HOLDFAST_JOIN_TOKEN_FILE"] = str(token_path)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "node", *arguments),
             stdin=asyncio.subprocess.PIPE,

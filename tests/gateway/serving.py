@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -105,6 +105,8 @@ class FakeCluster:
     joins: list[bytes] = field(default_factory=list)
     scrubs: list[str | None] = field(default_factory=list)
     membership: FakeMembership = field(default_factory=FakeMembership)
+    backup_pieces: list[bytes | None] = field(default_factory=list)
+    """None: reading on fails there."""
 
     def status(self) -> ClusterDocument:
         return cluster(member("n1"), load={"buffers_bytes": 0.0})
@@ -134,6 +136,16 @@ class FakeCluster:
 
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken:
         return NewToken(token=f"hft_{actor}", lifetime_seconds=lifetime_seconds)
+
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[AsyncIterable[bytes]]:
+        yield self._pieces()
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        for piece in self.backup_pieces:
+            if piece is None:
+                raise OSError("the disk failed")
+            yield piece
 
     async def join(self, sealed: bytes) -> bytes:
         if sealed == b"wrong":

@@ -21,6 +21,7 @@ from metadata_raft.frames import (
     Identity,
     check_hello,
     plain_frame,
+    refusal_of,
 )
 from metadata_raft.messages import (
     MESSAGE_SIZE_LIMIT,
@@ -47,6 +48,9 @@ class Host:
         self.addresses: dict[str, str] = {}
         self.removed_peers: set[str] = set()
         self.told_removed = False
+        self.recorded_boots: dict[str, int] = {}
+        self.told_boot = 0
+        self.told_incarnation = 0
         self.failures: list[BaseException] = []
         self.fail_with: Exception | None = None
 
@@ -67,6 +71,15 @@ class Host:
     def was_removed(self) -> None:
         self.told_removed = True
 
+    def recorded_boot(self, node_id: str) -> int:
+        return self.recorded_boots.get(node_id, 0)
+
+    def was_restored(self, recorded_boot: int) -> None:
+        self.told_boot = recorded_boot
+
+    def other_incarnation(self, incarnation: int) -> None:
+        self.told_incarnation = incarnation
+
     def peer_address(self, node_id: str, address: str) -> None:
         self.addresses[node_id] = address
 
@@ -77,10 +90,18 @@ class Host:
 class Peer:
     """A transport with its host, listening."""
 
-    def __init__(self, name: str, *, cluster: str = "c", incarnation: int = 1, key: bytes = KEY):
+    def __init__(
+        self,
+        name: str,
+        *,
+        cluster: str = "c",
+        incarnation: int = 1,
+        key: bytes = KEY,
+        boot_counter: int = 0,
+    ):
         self.name = name
         self.host = Host()
-        identity = Identity(name, cluster, incarnation, key)
+        identity = Identity(name, cluster, incarnation, key, boot_counter)
         self.transport = Transport(identity, self.host, timing=TIMING)
         self.address = ""
 
@@ -197,6 +218,51 @@ async def test_a_removed_node_is_told(make_peer: MakePeer) -> None:
     gone.dial(a)
     await until(lambda: gone.host.told_removed)
     assert not gone.transport.can_send("a")
+
+
+async def test_m7_another_incarnation_is_told_provably(make_peer: MakePeer) -> None:
+    """Both sides learn in which incarnation the other is, and who has not the key learns and tells
+    nothing."""
+    a, old = await make_peer("a", incarnation=2), await make_peer("b", incarnation=1)
+    stranger = await make_peer("x", incarnation=3, key=b"x" * 32)
+    a.dial(old, stranger)
+    old.dial(a)
+    stranger.dial(a)
+    await until(lambda: old.host.told_incarnation == 2 and a.host.told_incarnation == 1)
+    assert stranger.host.told_incarnation == 0
+    assert not a.transport.can_send("b")
+    assert not old.transport.can_send("a")
+
+
+async def test_m7_a_restored_disk_is_refused_before_it_can_vote(make_peer: MakePeer) -> None:
+    """Who was started fewer times than the cluster knows is told so and can't send a word; the same
+    node with its newest disk is welcome."""
+    a = await make_peer("a")
+    a.host.recorded_boots["b"] = 7
+    restored = await make_peer("b", boot_counter=6)
+    restored.dial(a)
+    await until(lambda: restored.host.told_boot == 7)
+    assert not restored.transport.can_send("a")
+    await restored.transport.stop()
+    newest = await make_peer("b", boot_counter=7)
+    newest.dial(a)
+    await until(lambda: newest.transport.can_send("a"))
+    assert newest.host.told_boot == 0
+
+
+async def test_m7_a_copy_of_a_node_is_cut_off_when_the_later_boot_is_known(
+    make_peer: MakePeer,
+) -> None:
+    """A connection from before does not outlive the record of a later boot."""
+    a, b = await make_peer("a"), await make_peer("b", boot_counter=6)
+    b.dial(a)
+    await until(lambda: b.transport.can_send("a") and "b" in a.host.addresses)
+    a.transport.close_older_boots({"b": 6})
+    await asyncio.sleep(0)
+    assert a.host.lost == []
+    a.host.recorded_boots["b"] = 7
+    a.transport.close_older_boots(a.host.recorded_boots)
+    await until(lambda: b.host.told_boot == 7 and a.host.lost == ["b"])
 
 
 async def test_a_peer_that_comes_back_is_dialled_again(make_peer: MakePeer) -> None:
@@ -408,10 +474,15 @@ def test_a_hello_for_another_node_is_refused() -> None:
 def test_a_hello_of_another_cluster_or_incarnation_is_refused() -> None:
     """Even where the key is the same: a recovered cluster must not hear its former self (M7)."""
     identity = Identity("a", "c", 1, KEY)
-    for cluster_id, incarnation in (("other", 1), ("c", 2)):
-        hello = Hello(PROTOCOL_VERSION, cluster_id, incarnation, "b", "a", "", b"n" * 32)
-        with pytest.raises(HandshakeError, match="incarnation"):
-            check_hello(hello, identity)
+    with pytest.raises(HandshakeError, match="of cluster other"):
+        check_hello(Hello(PROTOCOL_VERSION, "other", 1, "b", "a", "", b"n" * 32), identity)
+    for incarnation in (0, 2):
+        hello = Hello(PROTOCOL_VERSION, "c", incarnation, "b", "a", "", b"n" * 32)
+        assert refusal_of(hello, identity, is_removed=False, recorded_boot=0) == "incarnation 1"
+    hello = Hello(PROTOCOL_VERSION, "c", 1, "b", "a", "", b"n" * 32, 4)
+    assert refusal_of(hello, identity, is_removed=False, recorded_boot=4) == ""
+    assert refusal_of(hello, identity, is_removed=False, recorded_boot=5) == "restored 5"
+    assert refusal_of(hello, identity, is_removed=True, recorded_boot=5) == "removed"
 
 
 def test_only_messages_are_messages() -> None:

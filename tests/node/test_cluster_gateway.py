@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,11 @@ class StatusMetadata(FakeMetadata):
             lag_entries={make_member(2).node_id: 4},
             state_time_ms=0,
         )
+
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[AsyncIterable[bytes]]:
+        raise AssertionError("no test of these backs up")
+        yield
 
 
 class Condition:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,23 @@ class FakeNode:
     def status(self) -> ClusterDocument:
         return cluster(member("n1"))
 
+    backup_fails = False
+
     async def create_token(self, *, actor: str, lifetime_seconds: int) -> NewToken:
         return NewToken(token=f"token of {actor}", lifetime_seconds=lifetime_seconds)
 
     async def reset_admin_key(self) -> NewKey:
         raise ApiError("no_quorum", "no leader is known")
+
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[AsyncIterable[bytes]]:
+        yield self._pieces()
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        yield b"first"
+        if self.backup_fails:
+            raise OSError("the disk failed")
+        yield b"second"
 
 
 @pytest.fixture

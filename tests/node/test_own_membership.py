@@ -39,6 +39,8 @@ IDENTITY = Identity(
 
 class Metadata(FakeMetadata):
     is_removed = False
+    later_boot = 0
+    other_incarnation = 0
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ class _Stranger:
         async with self._http.request(
             method,
             f"http://{self._node.member.peer_address}{target}",
-            headers={CLUSTER_HEADER: self._cluster_id, **headers},
+            headers={CLUSTER_HEADER: f"{self._cluster_id}/1", **headers},
             data=io.BytesIO(body) if body else None,
         ) as response:
             return response.status, await response.read()
@@ -525,7 +525,7 @@ def _head(stranger: _Stranger, path: str, *, counter: int) -> bytes:
     headers = {
         "Host": "x",
         "Content-Length": str(len(CONTENT)),
-        CLUSTER_HEADER: CLUSTER_ID,
+        CLUSTER_HEADER: f"{CLUSTER_ID}/1",
         **stranger.credentials("PUT", path, b"", counter),
     }
     lines = [f"PUT {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
