@@ -7,6 +7,7 @@ background takes nothing from either.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -278,15 +279,12 @@ class DataPlane:
         return self._repairer.status().settled and self._mover.status().settled
 
     async def answers(self, member: Member) -> bool:
-        """Whether a node answers right now, or did at the last probe."""
-        probed = self._probe.probed(member.node_id)
-        if probed is not None and probed.reachable:
-            return True
-        try:
-            await self._client.status(member)
-        except RingError:
-            return False
-        return True
+        """Whether a node answers right now. Asked twice: one lost answer is no death."""
+        for _ in range(2):
+            with contextlib.suppress(RingError):
+                await self._client.status(member)
+                return True
+        return False
 
     def holdings(self) -> Holdings:
         """What there is to move, for the preview of a change. Any thread; some milliseconds."""

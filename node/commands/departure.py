@@ -71,9 +71,15 @@ def departure(cluster: ClusterDocument, node_id: str) -> Departure:
     settled = sum(each.settled_epoch >= cluster.epoch for each in ring)
     if settled < len(ring):
         figures = [each.load[BYTES_LEFT] for each in ring if BYTES_LEFT in each.load]
+        silent = [
+            each.client_url
+            for each in ring
+            if each.settled_epoch < cluster.epoch and each.reachable is False
+        ]
         return Departure(
             "copies",
-            f"Copies: {settled} of {len(ring)} nodes hold all that belongs to them.",
+            f"Copies: {settled} of {len(ring)} nodes hold all that belongs to them."
+            + (f" No answer from {', '.join(silent)}." if silent else ""),
             int(sum(figures)) if figures else None,
         )
     if member.intent == "drain":
@@ -123,7 +129,7 @@ class Display:
         self._shown = shown
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._step: Step | None = None
+        self._told: tuple[Step, str] | None = None
         self._total = 0
 
     def __enter__(self) -> Self:
@@ -157,14 +163,14 @@ class Display:
         if not self._shown:
             return
         if self._progress is None:
-            if now.step != self._step:
+            if (now.step, now.sentence) != self._told:
                 left = f" {output.size(now.bytes_left)} to go." if now.bytes_left else ""
                 click.echo(now.sentence + left, err=True)
         else:
-            if now.step not in {self._step, "copies"}:
+            if now.step != "copies" and (now.step, now.sentence) != self._told:
                 self._progress.console.print(now.sentence, markup=False, highlight=False)
             self._show_copies(self._progress, now)
-        self._step = now.step
+        self._told = now.step, now.sentence
 
     def _show_copies(self, progress: Progress, now: Departure) -> None:
         if now.step == "copies":

@@ -167,6 +167,35 @@ async def test_a_dead_node_is_removed_and_a_new_one_takes_its_place(tmp_path: Pa
         assert stage(returning) == "left"
 
 
+async def test_a_living_leader_is_removed_by_force(tmp_path: Path) -> None:
+    """It is told why, and ends with 1; the others elect, make its copies anew, and go on."""
+    async with cluster_under_traffic(tmp_path, 4, seed=8) as (cluster, traffic):
+        leader = await cluster.leader()
+        others = [node for node in cluster.nodes if node is not leader]
+        traffic.retire(leader)
+        removed = await cluster.command("remove", node_id(leader), "--force", node=others[0])
+        assert removed.returncode == 0, removed.stderr
+        assert await leader.wait_exit(timeout_seconds=PATIENCE_SECONDS) == 1
+        assert f"Node {node_id(leader)} was removed from its cluster for good" in leader.log()
+        assert stage(leader) == "left"
+        await wait_members(cluster, *others)
+        await wait_ring_of(cluster, *others)
+
+
+async def test_a_cluster_shrinks_to_one_node(tmp_path: Path) -> None:
+    """Where it is agreed to, fewer nodes than copies are left: with every file on the last one."""
+    async with cluster_under_traffic(tmp_path, 3, seed=9) as (cluster, traffic):
+        left = list(cluster.nodes)
+        while len(left) > 1:
+            leaver = await cluster.leader()
+            left.remove(leaver)
+            traffic.retire(leaver)
+            gone = await cluster.command("leave", leaver.url, "--reduce-copies", node=left[0])
+            assert gone.returncode == 0, gone.stderr
+            assert await leaver.wait_exit(timeout_seconds=PATIENCE_SECONDS) == 0
+            await wait_members(cluster, *left)
+
+
 async def test_a_leave_survives_the_death_of_the_leader(tmp_path: Path) -> None:
     """Killed right after it was asked, again and again: whoever leads next goes on."""
     async with cluster_under_traffic(tmp_path, 4, seed=4) as (cluster, traffic):

@@ -64,6 +64,10 @@ def test_a_departure_is_told_from_the_replicated_state() -> None:
     copies = departure(cluster(out, stays, other, epoch=5), FIRST)
     assert (copies.step, copies.bytes_left) == ("copies", 700)
     assert "1 of 2" in copies.sentence
+    assert "No answer" not in copies.sentence
+    dead = msgspec.structs.replace(stays, reachable=False)
+    waiting = departure(cluster(out, dead, other, epoch=5), FIRST)
+    assert f"No answer from {stays.client_url}." in waiting.sentence
     settled = msgspec.structs.replace(stays, settled_epoch=5)
     assert departure(cluster(out, settled, other, epoch=5), FIRST).step == "group"
     assert departure(cluster(settled, other, epoch=5), FIRST).step == "done"
