@@ -7,6 +7,7 @@ every node, equal states, and every referenced chunk whole on its owners' disks 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,23 @@ async def test_a_join_survives_the_death_of_the_joiner(tmp_path: Path) -> None:
         traffic.gateways.append(joiner)
         await wait_members(cluster, *cluster.nodes)
         await wait_ring_of(cluster, *cluster.nodes)
+
+
+async def test_a_node_moves_to_another_machine_with_its_directory(tmp_path: Path) -> None:
+    """Started there with other addresses it is who it was, and the others find it."""
+    async with cluster_under_traffic(tmp_path, 3, seed=10) as (cluster, traffic):
+        node = await cluster.leader()
+        traffic.retire(node)
+        assert await node.stop() == 0
+        moved = cluster.add_process()
+        shutil.move(node.data, moved.data)
+        cluster.nodes.remove(node)
+        moved.start()
+        await moved.wait_ready()
+        traffic.gateways.append(moved)
+        await wait_members(cluster, *cluster.nodes)
+        at = next(each for each in cluster.nodes if each is not moved)
+        record = await member(cluster, node_id(moved), at=at)
+        assert record is not None
+        assert record["client_url"] == moved.url
+        await wait_settled(cluster)
