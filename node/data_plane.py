@@ -122,6 +122,7 @@ class DataPlane:
             fetcher=self._fetcher,
             workers=workers,
             on_lacking=self._note_lacking,
+            buffers_bytes=self.pool.budget_bytes,
             on_client=self.clients.note,
         )
         self._repairer = Repairer(

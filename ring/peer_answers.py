@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
 
 import msgspec
 from aiohttp import web
@@ -32,6 +34,14 @@ from ring.peer_wire import (
 BODY_SECONDS = 15.0
 BODY_RATE_MIN = 256 * 1024
 """A body may take this long plus its size at this rate (bytes per second), in either direction."""
+
+BODY_SILENCE_SECONDS = 5.0
+"""How long a body may stand still, in either direction: half of what others wait for the buffer
+that it holds. A peer that was stopped in the middle must not keep it for longer."""
+
+WHOLE_ANSWER_LIMIT = 64 * 1024
+"""Bytes of a chunk that are handed to the connection as they are, without watching it: it takes
+them at once, also where the peer does not read."""
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.msgpack.encode
@@ -61,16 +71,51 @@ async def send_chunk(
     request: web.Request, data: memoryview, headers: dict[str, str]
 ) -> web.StreamResponse:
     """Send a chunk or a part of one, no faster than the peer takes it."""
-    if len(data) <= SLICE_SIZE:
+    if len(data) <= WHOLE_ANSWER_LIMIT:
         return web.Response(body=data, headers=headers)
     response = web.StreamResponse(headers=headers)
     response.content_length = len(data)
     await response.prepare(request)
-    async with asyncio.timeout(BODY_SECONDS + len(data) / BODY_RATE_MIN):
-        for start in range(0, len(data), SLICE_SIZE):
-            await response.write(data[start : start + SLICE_SIZE])
-        await response.write_eof()
+    try:
+        async with BodyPatience(len(data)) as patience:
+            for start in range(0, len(data), SLICE_SIZE):
+                await response.write(data[start : start + SLICE_SIZE])
+                patience.moved()
+            await response.write_eof()
+    except TimeoutError:
+        # What the connection has not sent yet is a view on the buffer still.
+        if request.transport is not None:
+            request.transport.abort()
+        raise
     return response
+
+
+class BodyPatience:
+    """A time limit on a body of `length` bytes, and on each time that it stands still."""
+
+    def __init__(self, length: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + BODY_SECONDS + length / BODY_RATE_MIN
+        self._timeout = asyncio.timeout_at(self._deadline())
+
+    def _deadline(self) -> float:
+        return min(self._end, self._loop.time() + BODY_SILENCE_SECONDS)
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def moved(self) -> None:
+        """Some of the body has come, or has been taken."""
+        self._timeout.reschedule(self._deadline())
 
 
 def code_of(error: RingError) -> str:

@@ -16,8 +16,9 @@ from concurrent.futures import Executor
 from aiohttp import web
 from blake3 import blake3
 
-from ring.buffers import BufferPool
-from ring.errors import RingError
+from ring.buffers import LEASE_WAIT_SECONDS, BufferPool, size_class
+from ring.byte_gate import ByteGate
+from ring.errors import OverloadedError, RingError
 from ring.filesystem import Buffer
 from ring.identity import ClusterIdentity
 from ring.interfaces import (
@@ -27,9 +28,10 @@ from ring.interfaces import (
     Encoded,
     PutOutcome,
 )
+from ring.members import NodeId
 from ring.peer_answers import (
-    BODY_RATE_MIN,
     BODY_SECONDS,
+    BodyPatience,
     RefusedError,
     answer_document,
     answer_refusal,
@@ -79,10 +81,18 @@ from ring.signatures import (
     RequestVerifier,
     sign_welcome,
 )
+from ring.tls import peer_node_id
 
 REQUEST_LIMIT = 512
 """Requests in progress; a node's peers have a few hundred under way at most, so more means that
 this node has fallen behind, and waiting in line would only make it worse."""
+
+SENDER_SHARE = 2
+"""Half of the buffers at most hold what one node sends in requests of their own; a node whose
+uploads all go here needs no more to keep the disk busy."""
+
+SENDERS_LIMIT = 1024
+"""Nodes that are told apart: more than a cluster has. Shares in use live on when forgotten."""
 
 READ_BUFFER_SIZE = 512 * 1024
 """What a connection reads ahead: large bodies come in few pieces, idle ones hold nothing."""
@@ -171,6 +181,7 @@ class _PeerServer:
         self._key = identity.request_key()
         self._verifier = RequestVerifier(self._key, identity.node_id) if signed else None
         self._digest_answers = DigestAnswers(identity.node_id, store, workers)
+        self._shares: dict[NodeId, ByteGate] = {}
         self._active = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -291,13 +302,36 @@ class _PeerServer:
                 Refusal(code="body_too_large", detail=f"a chunk has 1 to {CHUNK_SIZE_LIMIT} bytes")
             )
         await self._fence(target.epoch, target.chunk_id, target.purpose)
-        lease = await self._pool.lease(length)
+        share, size = self._share_of(request), size_class(length)
         try:
-            await self._receive(request, lease.view[:length])
-            outcome = await self._take(target, lease.view[:length])
+            async with asyncio.timeout(LEASE_WAIT_SECONDS):
+                await share.enter(size)
+        except TimeoutError:
+            raise OverloadedError("what its sender has sent before holds its buffers") from None
+        try:
+            lease = await self._pool.lease(length)
+            try:
+                await self._receive(request, lease.view[:length])
+                outcome = await self._take(target, lease.view[:length])
+            finally:
+                lease.release()
         finally:
-            lease.release()
+            share.leave(size)
         return web.Response(status=201 if outcome is PutOutcome.WRITTEN else 200)
+
+    def _share_of(self, request: web.Request) -> ByteGate:
+        """Bounds the buffers that what one node sends takes: it may hang in the middle of it."""
+        if self._verifier is None:
+            certificate = request.transport.get_extra_info("peercert") if request.transport else {}
+            sender = peer_node_id(certificate) or ""
+        else:
+            sender = request.headers.get(CREDENTIALS_HEADER, "").partition(" ")[0]
+        share = self._shares.get(sender)
+        if share is None:
+            if len(self._shares) >= SENDERS_LIMIT:
+                self._shares.clear()
+            share = self._shares[sender] = ByteGate(self._pool.budget_bytes // SENDER_SHARE)
+        return share
 
     async def _put_several(self, request: web.Request) -> web.StreamResponse:
         length = request.content_length
@@ -349,13 +383,14 @@ class _PeerServer:
     async def _receive(self, request: web.Request, view: memoryview) -> None:
         content = request.content
         filled = 0
-        async with asyncio.timeout(BODY_SECONDS + len(view) / BODY_RATE_MIN):
+        async with BodyPatience(len(view)) as patience:
             while piece := await content.readany():
                 end = filled + len(piece)
                 if end > len(view):
                     raise MalformedError("the body is longer than announced")
                 view[filled:end] = piece
                 filled = end
+                patience.moved()
         if filled < len(view):
             raise MalformedError("the body is shorter than announced")
 

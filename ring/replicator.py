@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from ring.buffers import Lease
+from ring.buffers import DEFAULT_BUDGET_BYTES, Lease
 from ring.codec import encode
 from ring.errors import (
     ChunkDamagedError,
@@ -27,7 +27,7 @@ from ring.errors import (
     StoreFullError,
 )
 from ring.fetching import ChunkFetcher, Lacking
-from ring.interfaces import ChunkStore, ClusterView, Encoded
+from ring.interfaces import ChunkStore, ClusterView, Codec, Encoded
 from ring.members import NodeId
 from ring.peer_client import PeerClient
 from ring.peer_health import FAILURE_SECONDS
@@ -48,7 +48,8 @@ LAGGING_PAUSES_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4)
 milliseconds, unless it is cut off."""
 
 BACKGROUND_LIMIT_BYTES = 64 * 1024 * 1024
-"""Buffers held for copies beyond the quorum. Beyond it, writes wait for the slowest node."""
+"""Buffers held for copies beyond the quorum, and at most half of all there are. Beyond it, writes
+wait for the slowest node."""
 
 ROOM_SECONDS = 2.0
 """How long a write waits for that. Then the oldest copies are given up, and repaired later: one
@@ -91,9 +92,11 @@ class Replicator:
         fetcher: ChunkFetcher,
         workers: Executor,
         on_lacking: Lacking,
+        buffers_bytes: int = DEFAULT_BUDGET_BYTES,
         on_client: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_client` is called whenever something is done for a client."""
+        """`buffers_bytes` is the budget of the pool that leases come from; `on_client` is called
+        whenever something is done for a client."""
         self._node_id = node_id
         self._store = store
         self._view = view
@@ -107,6 +110,7 @@ class Replicator:
         self._jobs: set[_WriteJob] = set()
         self._background: deque[_WriteJob] = deque()
         self._background_bytes = 0
+        self._buffers_bytes = buffers_bytes
 
     async def close(self) -> None:
         """Wait a while for the copies under way, then give them up; start no write after this."""
@@ -213,7 +217,8 @@ class Replicator:
         self._background.append(job)
         self._background_bytes += job.held_bytes
         deadline = self._client.now() + ROOM_SECONDS
-        while self._background_bytes > BACKGROUND_LIMIT_BYTES:
+        limit = min(BACKGROUND_LIMIT_BYTES, self._buffers_bytes // 2)
+        while self._background_bytes > limit:
             oldest = self._background[0]
             seconds = deadline - self._client.now()
             if seconds > 0 and not self._hangs(oldest):
@@ -365,7 +370,10 @@ class _WriteJob:
         self.chunk_id = chunk_id
         self.content = content
         self.generation = generation
-        self.held_bytes = len(content.payload)
+        # The whole buffer, however little of it is used, and what compression made beside it.
+        self.held_bytes = len(lease.view)
+        if content.codec is not Codec.RAW:
+            self.held_bytes += len(content.payload)
         self.tasks: set[asyncio.Task[None]] = set()
         self._replicator = replicator
         self._lease = lease

@@ -132,6 +132,7 @@ class RingNode:
             fetcher=self.fetcher,
             workers=workers,
             on_lacking=self._note,
+            buffers_bytes=self.pool.budget_bytes,
         )
         self.rate = 0
         self.throttle = Throttle(lambda: self.rate, clients=lambda: False)

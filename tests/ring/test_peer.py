@@ -535,7 +535,7 @@ def _head(stranger: _Stranger, path: str, *, counter: int) -> bytes:
 async def test_bodies_that_stop_half_way_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that pauses for ever ends with 408, one whose connection breaks with nothing; neither
     stores a chunk, and the buffer comes back."""
-    monkeypatch.setattr("ring.peer_server.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("ring.peer_answers.BODY_SILENCE_SECONDS", 0.05)
     async with ring_cluster(1) as cluster, aiohttp.ClientSession() as http:
         node = cluster.nodes[0]
         stranger = _Stranger(http, node)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
 import socket
 
 import pytest
+from aiohttp import web
+from blake3 import blake3
 
 from ring.buffers import BufferPool
 from ring.errors import OverloadedError, PeerUnreachableError
 from ring.identity import ClusterIdentity, new_cluster_secret
-from ring.interfaces import CHUNK_SIZE_LIMIT, Codec, Encoded, StoredContent
+from ring.interfaces import CHUNK_SIZE_LIMIT, Codec, Encoded, PutOutcome, StoredContent
 from ring.members import Member
 from ring.peer_client import PeerClient
-from ring.peer_wire import Purpose, PutTarget
+from ring.peer_server import make_peer_application, peer_runner
+from ring.peer_wire import Purpose, PutTarget, chunk_path
 from tests.fakes.chunk_store import MemoryChunkStore
-from tests.fakes.ring_nodes import RingNode, ring_cluster
+from tests.fakes.ring_nodes import RingNode, eventually, ring_cluster
 
 CONTENT = random.Random(1).randbytes(200_000)
 BODY_SIZE = 1024 * 1024
@@ -125,3 +129,77 @@ async def test_a_buffer_for_a_peer_that_is_down_goes_back_at_once() -> None:
         finally:
             gc.enable()
             await client.close()
+
+
+async def test_one_sender_holds_half_of_the_buffers_at_most() -> None:
+    """A node that is stopped in the middle of all its uploads leaves the other half to the rest."""
+    async with ring_cluster(3) as cluster:
+        sender, other, receiver = cluster.nodes
+        receiver.store.hold_writes()
+
+        async def put(node: RingNode, seed: int) -> PutOutcome:
+            content = random.Random(seed).randbytes(BODY_SIZE)
+            target = PutTarget(
+                chunk_id=blake3(content).digest(),
+                epoch=1,
+                purpose=Purpose.OWNER,
+                touch=1,
+                codec=Codec.RAW,
+                plain_length=BODY_SIZE,
+            )
+            return await node.client.put(receiver.member, target, memoryview(content))
+
+        puts = [asyncio.ensure_future(put(sender, seed)) for seed in range(6)]
+        half = receiver.peer_pool.budget_bytes // 2
+        assert half == 4 * CHUNK_SIZE_LIMIT
+        await eventually(lambda: receiver.peer_pool.leased_bytes == half, seconds=60)
+        puts.append(asyncio.ensure_future(put(other, 7)))
+        await eventually(
+            lambda: receiver.peer_pool.leased_bytes == half + CHUNK_SIZE_LIMIT, seconds=60
+        )
+        receiver.store.release_writes()
+        assert set(await asyncio.gather(*puts)) == {PutOutcome.WRITTEN}
+        assert receiver.peer_pool.leased_bytes == 0
+
+
+class _LendingStore(MemoryChunkStore):
+    """Reads into pooled buffers, as the store on disk does."""
+
+    lent = 0
+
+    async def get_encoded(self, chunk_id: bytes, *, pool: BufferPool | None = None) -> Encoded:
+        assert pool is not None
+        lease = await pool.lease(CHUNK_SIZE_LIMIT)
+        self.lent += 1
+        return Encoded(lease.lend(0, CHUNK_SIZE_LIMIT), Codec.RAW, CHUNK_SIZE_LIMIT)
+
+
+async def test_a_reader_that_stands_still_does_not_keep_the_buffer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A peer that asks for a chunk and reads no further loses the connection, and the buffer of the
+    answer is free again."""
+    monkeypatch.setattr("ring.peer_answers.BODY_SILENCE_SECONDS", 0.2)
+    async with ring_cluster(1, tls=True) as cluster:
+        serving = cluster.nodes[0]
+        await serving.go_down()
+        store = serving.store = _LendingStore()
+        # Without TLS and signatures, so that the test can speak by itself.
+        application = make_peer_application(
+            store,
+            serving.view,
+            serving.identity,
+            rings=serving.rings,
+            pool=serving.peer_pool,
+            workers=serving.workers,
+            signed=False,
+        )
+        runner = peer_runner(application)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        with socket.create_connection(runner.addresses[0]) as reader:
+            reader.sendall(f"GET {chunk_path(bytes(32))} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await eventually(lambda: store.lent > 0, seconds=60)
+            await eventually(lambda: serving.peer_pool.leased_bytes == 0, seconds=60)
+        await runner.cleanup()
+        await serving.come_back()

@@ -161,7 +161,8 @@ async def test_copies_to_a_hanging_node_never_hold_all_buffers(
 ) -> None:
     """Beyond a bound of bytes the oldest copies under way are given up after a while, and reported;
     the next ones to the same node are not waited for."""
-    monkeypatch.setattr("ring.replicator.BACKGROUND_LIMIT_BYTES", 200_000)
+    # Two buffers, of which these chunks take one each.
+    monkeypatch.setattr("ring.replicator.BACKGROUND_LIMIT_BYTES", 2 * 512 * 1024)
     monkeypatch.setattr("ring.replicator.ROOM_SECONDS", 0.1)
     async with ring_cluster(3) as cluster:
         cluster.nodes[2].store.hold_writes()
@@ -176,11 +177,32 @@ async def test_copies_to_a_hanging_node_never_hold_all_buffers(
         await asyncio.wait_for(cluster.nodes[0].write(_random(90_000, seed=4)), 5)
 
 
+@pytest.mark.parametrize("content_of", ["noise", "zeros"])
+async def test_small_and_compressible_chunks_hold_no_more_buffers(
+    monkeypatch: pytest.MonkeyPatch, content_of: str
+) -> None:
+    """What counts is the buffer that a copy under way keeps, not the bytes that are sent from it:
+    a hanging node leaves half of all buffers free, whatever is uploaded."""
+    monkeypatch.setattr("ring.replicator.ROOM_SECONDS", 0.0)
+    async with ring_cluster(3) as cluster:
+        node = cluster.nodes[0]
+        size = 513 * 1024
+        cluster.nodes[2].store.hold_writes()
+        async with asyncio.timeout(120):
+            for number in range(10):
+                body = bytes(size) if content_of == "zeros" else _random(size, number)
+                await node.write(number.to_bytes(4, "big") + body)
+        assert node.pool.budget_bytes == 64 * MIB
+        await eventually(lambda: node.pool.leased_bytes <= 32 * MIB, seconds=60)
+        assert len(set(node.lacking)) >= 6
+
+
 async def test_a_slow_node_slows_writes_down_before_it_loses_copies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the bound reached, a write is acknowledged once the slowest node has caught up a bit."""
-    monkeypatch.setattr("ring.replicator.BACKGROUND_LIMIT_BYTES", 200_000)
+    # Two buffers, of which these chunks take one each.
+    monkeypatch.setattr("ring.replicator.BACKGROUND_LIMIT_BYTES", 2 * 512 * 1024)
     async with ring_cluster(3) as cluster:
         cluster.nodes[2].store.hold_writes()
         for seed in (1, 2):
