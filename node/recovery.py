@@ -88,7 +88,7 @@ def restore(
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        # From here on this node is the new one.
+        # Then this node is the new one. Where this fails it may be, too: nothing is removed.
         directory.write_identity(made)
     except BackupError as error:
         raise NodeError(f"{backup} {error}.") from error

@@ -60,7 +60,8 @@ class Recipe:
         self.cluster = cluster
         self._steps = steps(page)
         self._run: set[str] = set()
-        self._folder = folder
+        self.folder = folder
+        """Where the steps are run."""
         self.port = 0
         self._on: NodeProcess | None = None
 
@@ -91,7 +92,7 @@ class Recipe:
         self._on = on
         environment = {
             **{name: value for name, value in os.environ.items() if "HOLDFAST" not in name},
-            "PATH": f"{self._folder / 'bin'}:{os.environ['PATH']}",
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "RECIPE_PORT": str(self.port),
             "HOLDFAST_URL": asked.url,
@@ -100,7 +101,7 @@ class Recipe:
         process = await asyncio.create_subprocess_exec(
             "bash", "-euo", "pipefail", "-c", script,
             stdin=asyncio.subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            cwd=self._folder, env=environment,
+            cwd=self.folder, env=environment,
         )  # fmt: skip
         try:
             async with asyncio.timeout(STEP_SECONDS):
@@ -124,7 +125,7 @@ class Recipe:
         assert self._run == set(self._steps), self.page
 
     def _configuration(self, node: NodeProcess) -> Path:
-        path = self._folder / f"etc-{node.number}"
+        path = self.folder / f"etc-{node.number}"
         path.mkdir(exist_ok=True)
         return path
 

@@ -19,6 +19,7 @@ from tests.end_to_end.cluster import (
     running_cluster,
     wait_until,
 )
+from tests.end_to_end.recipes import recipe
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
@@ -165,40 +166,44 @@ async def test_m7_lost_nodes_that_have_their_disks_come_back_with_their_chunks(
     async with running_cluster(tmp_path, 3, **SETTINGS) as cluster:
         first, second, third = cluster.nodes
         files = await put_files(second, "before", 3)
-        await wait_settled(cluster)
         ids = [await node_id(cluster, node) for node in cluster.nodes]
         old_token = await token(cluster, first, "old-token")
-        for node in cluster.nodes:
-            node.kill()
-        await restore(cluster, third)
-        third.start()
-        await third.wait_ready()
+        async with recipe("majority-lost.md", cluster) as page:
+            for node in cluster.nodes:
+                node.kill()
+            for node in cluster.nodes:
+                await page.run("start", on=node)
+            await page.run("wait", on=second)
+            for node in (first, second):
+                node.kill()
+            await page.run("restore", on=third)
+            await third.wait_ready()
 
-        first.start()
+            first.start()
 
-        async def told() -> bool:
-            return "incarnation" in first.log()
+            async def told() -> bool:
+                return "incarnation" in first.log()
 
-        await wait_until(told, timeout_seconds=WAIT_SECONDS, what="the old node to be told why")
-        assert not await first.ready()
-        assert await cluster.status(third)
-        first.kill()
+            await wait_until(told, timeout_seconds=WAIT_SECONDS, what="the old node to be told why")
+            assert not await first.ready()
+            assert await cluster.status(third)
+            first.kill()
+            refused = await rejoin(cluster, first, old_token)
+            assert refused.returncode == 1
+            assert "can only come back to a later one" in refused.stderr
 
-        new_token = await token(cluster, third, "new-token")
-        refused = await rejoin(cluster, first, old_token)
-        assert refused.returncode == 1
-        assert "can only come back to a later one" in refused.stderr
-        accepted = await rejoin(cluster, first, new_token)
-        assert accepted.returncode == 0, accepted.stderr
-        again = await rejoin(cluster, first, new_token)
-        assert again.returncode == 1
-        assert "must not forget what it has voted" in again.stderr
-        accepted = await rejoin(cluster, second, await token(cluster, third, "other-token"))
-        assert accepted.returncode == 0, accepted.stderr
-        for node in (first, second):
-            node.start()
-            await node.wait_ready(timeout_seconds=WAIT_SECONDS)
-        await cluster.wait_ring(3, timeout_seconds=WAIT_SECONDS)
+            for node in (first, second):
+                await page.run("token", on=third)
+                await page.run("rejoin", on=node)
+            again = await rejoin(cluster, third, page.folder / "token")
+            assert again.returncode == 1
+            assert "another node is running on it" in again.stderr
+            for node in (first, second):
+                await node.wait_ready(timeout_seconds=WAIT_SECONDS)
+            await cluster.wait_ring(3, timeout_seconds=WAIT_SECONDS)
+            assert (await cluster.status(third))["collection_held"]
+            await page.run("resume", on=third)
+            assert not (await cluster.status(third))["collection_held"]
         assert [await node_id(cluster, node) for node in cluster.nodes] == ids
         files |= await put_files(first, "after", 4)
         # Only they can serve now what the third would have to.
@@ -229,29 +234,26 @@ async def test_a_backup_made_under_load_is_restored_elsewhere(tmp_path: Path) ->
 
         writing = asyncio.create_task(write())
         before = await put_files_small(node)
-        backup = tmp_path / "metadata.backup"
-        made = await cluster.command("meta", "backup", str(backup), "--json")
-        assert made.returncode == 0, made.stderr
-        by_socket = tmp_path / "by-socket.backup"
-        told = await cluster.command("meta", "backup", str(by_socket), "--data", str(node.data))
-        assert told.returncode == 0, told.stderr
-        stop.set()
-        await writing
-        assert backup.stat().st_mode & 0o777 == 0o600
-        verified = await cluster.command("meta", "verify", str(backup), "--json")
-        assert json.loads(verified.stdout) == json.loads(made.stdout)
-        node.kill()
+        async with recipe("metadata-backup.md", cluster) as page:
+            assert "whole" in await page.run("backup", on=node)
+            backup = page.folder / "metadata.backup"
+            by_socket = tmp_path / "by-socket.backup"
+            told = await cluster.command("meta", "backup", str(by_socket), "--data", str(node.data))
+            assert told.returncode == 0, told.stderr
+            stop.set()
+            await writing
+            assert backup.stat().st_mode & 0o777 == 0o600
+            node.kill()
 
-        new = cluster.add_process()
-        damaged = tmp_path / "damaged.backup"
-        damaged.write_bytes(backup.read_bytes()[:-1])
-        refused = await cluster.command(
-            "meta", "restore", "--data", str(new.data), "--yes", str(damaged)
-        )
-        assert refused.returncode == 1
-        assert "is cut off" in refused.stderr
-        await restore(cluster, new, str(backup))
-        new.start()
+            new = cluster.add_process()
+            damaged = tmp_path / "damaged.backup"
+            damaged.write_bytes(backup.read_bytes()[:-1])
+            refused = await cluster.command(
+                "meta", "restore", "--data", str(new.data), "--yes", str(damaged)
+            )
+            assert refused.returncode == 1
+            assert "is cut off" in refused.stderr
+            await page.run("restore", on=new)
         await new.wait_ready()
         await wait_readable(new, before)
         found = [await get(new, path) == path.encode() for path in written]

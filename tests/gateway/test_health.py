@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import aiohttp
+import pytest
+
 from metadata_raft.errors import NoQuorumError
 from metadata_raft.state_errors import StateCorruptError
 from tests.gateway.serving import Serving
@@ -76,3 +79,20 @@ async def test_damaged_metadata_ends_the_node(gateway: Serving) -> None:
     assert (await gateway.file("GET", "box/f")).code == "not_ready"
     assert [type(error) for error in seen] == [StateCorruptError]
     loop.set_exception_handler(None)
+
+
+async def test_a_backup_is_for_administrators_and_never_ends_short(gateway: Serving) -> None:
+    """Whole with an admin key, refused with any other; cut off where the node fails on the way."""
+    gateway.cluster.backup_pieces = [b"head", b"x" * 100_000, b"digest"]
+    whole = await gateway.request("GET", "/api/v1/cluster/backup")
+    assert whole.status == 200
+    assert whole.body == b"head" + b"x" * 100_000 + b"digest"
+    assert whole.headers["Cache-Control"] == "no-store"
+    nobody = await gateway.request("GET", "/api/v1/cluster/backup", key=None)
+    assert (nobody.status, nobody.code) == (401, "unauthenticated")
+    made = await gateway.request("POST", "/api/v1/keys", data=b'{"role": "writer"}')
+    writer = await gateway.request("GET", "/api/v1/cluster/backup", key=made.json["key"])
+    assert (writer.status, writer.code) == (403, "forbidden")
+    gateway.cluster.backup_pieces = [b"head", None]
+    with pytest.raises(aiohttp.ClientError):
+        await gateway.request("GET", "/api/v1/cluster/backup")

@@ -120,3 +120,17 @@ async def test_a_socket_left_by_a_killed_node_is_replaced(tmp_path: Path) -> Non
         assert token.lifetime_seconds == 3600
     finally:
         await server.stop()
+
+
+async def test_a_backup_streams_and_breaks_off_visibly(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pieces in order; where the node fails in the middle whoever reads is told."""
+
+    def read() -> bytes:
+        return b"".join(control.stream(directory, "/backup"))
+
+    assert await asyncio.to_thread(read) == b"firstsecond"
+    monkeypatch.setattr(FakeNode, "backup_fails", True)
+    with pytest.raises(ControlError):
+        await asyncio.to_thread(read)

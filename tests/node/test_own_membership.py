@@ -20,7 +20,12 @@ from metadata_raft.commands import (
     SetMemberIntent,
     SetMemberStage,
 )
-from metadata_raft.errors import NoQuorumError, OutcomeUnknownError, RemovedError
+from metadata_raft.errors import (
+    NoQuorumError,
+    OutcomeUnknownError,
+    RemovedError,
+    RestoredDiskError,
+)
 from node import own_membership
 from node.data_directory import Identity
 from node.errors import MembershipError
@@ -226,3 +231,31 @@ async def test_a_node_says_what_it_supports_until_the_cluster_runs_it(
     assert record.supported_version == CLUSTER_VERSION_SUPPORTED
     await metadata.submit(SetClusterVersion(version=CLUSTER_VERSION_SUPPORTED))
     await asyncio.wait_for(again, 60)
+
+
+async def test_m7_a_disk_that_others_know_to_be_old_ends_the_node(metadata: Metadata) -> None:
+    """It learns so in the handshake, before there is a quorum: while it waits to announce itself,
+    on its way into the ring, and when it is a member."""
+    await membership(metadata).found()
+    metadata.later_boot = 8
+    made = membership(metadata, msgspec.structs.replace(IDENTITY, boot_counter=6))
+    metadata.fail_next = [RestoredDiskError("boot 8 is known")]
+    with pytest.raises(MembershipError, match=r"older copy \(this is its boot 6, .* boot 8"):
+        await made.announce()
+    ended = await made.follow()
+    assert isinstance(ended, MembershipError)
+    assert not ended.left
+
+
+async def test_m7_a_node_of_a_former_incarnation_is_told_why_it_waits(
+    metadata: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on waiting: where the restore was a mistake its own cluster must not end by it."""
+    monkeypatch.setattr(own_membership, "SILENCE_SECONDS", 0.0)
+    await membership(metadata).found()
+    metadata.other_incarnation = 9
+    metadata.fail_next = [NoQuorumError("no leader"), NoQuorumError("no leader")]
+    said: list[str] = []
+    await membership(metadata, said=said).announce()
+    assert any("restored elsewhere, in incarnation 9" in line for line in said)
+    assert any("holdfast meta rejoin" in line for line in said)

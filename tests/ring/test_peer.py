@@ -220,6 +220,27 @@ async def test_a_client_of_another_cluster_is_told_so() -> None:
         await client.close()
 
 
+async def test_m7_a_client_of_another_incarnation_is_refused() -> None:
+    """Its secret and its certificate are good, and its cluster is a former self of this one."""
+    for tls in (False, True):
+        async with ring_cluster(1, tls=tls) as cluster:
+            (node,) = cluster.nodes
+            for incarnation, answered in ((1, True), (2, False)):
+                identity = ClusterIdentity(
+                    cluster_id=CLUSTER_ID, node_id="x", secret=SECRET, incarnation=incarnation
+                )
+                context = client_context(identity) if tls else None
+                client = PeerClient(identity, pool=BufferPool(), tls=context)
+                await client.start()
+                if answered:
+                    assert (await client.status(node.member)).node_id == node.member.node_id
+                else:
+                    with pytest.raises(PeerRefusedError, match=f"{CLUSTER_ID}/1") as caught:
+                        await client.status(node.member)
+                    assert caught.value.code == "wrong_cluster"
+                await client.close()
+
+
 async def test_a_restarted_peer_is_greeted_anew() -> None:
     """Sessions end with the server's process; clients open another without an error."""
     async with ring_cluster(2) as cluster:
