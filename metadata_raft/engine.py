@@ -369,7 +369,8 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
         """Append a new configuration; it is in force here at once. Returns the entry's index.
 
         Raises MembershipChangeError unless this node leads, an entry of its own term and the
-        configuration in force are committed, and at most one voter changes (rule M7).
+        configuration in force are committed, and at most one voter changes (rule M7);
+        StorageFullError where even the reserve has no room.
         """
         current = self.configuration
         if not self.is_established:
@@ -380,7 +381,9 @@ class RaftEngine(SyncObj):  # type: ignore[misc] # The library has no types.
             raise MembershipChangeError("only one voter may change at a time")
         if self.node_id not in configuration.voters:
             raise MembershipChangeError("the leader must hand over before it leaves")
-        index = self._append(encode_configuration(configuration))
+        entry = encode_configuration(configuration)
+        self.log.ensure_room(len(entry), privileged=True)
+        index = self._append(entry)
         assert index is not None
         return index
 

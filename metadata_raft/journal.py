@@ -185,7 +185,7 @@ class Journal:
         """Make sure that entries of so many bytes can be appended; call it before `add`.
 
         Raises StorageFullError where the disk is (nearly) full; nothing was changed then. What
-        frees space is `privileged`: it may use up the reserve.
+        frees space, or changes members, is `privileged`: it may use up the reserve.
         """
         if not self._reserve.has_room(privileged=privileged):
             raise StorageFullError(f"{self.directory}: the disk is full")

@@ -21,12 +21,19 @@ import msgspec
 from metadata_raft.batching import Draft, GroupCommit, PendingProposals, encode_entry
 from metadata_raft.commands import (
     AbortUpload,
+    AdmitMember,
     AdvanceGeneration,
+    ChangeRing,
+    CreateJoinToken,
     DeleteBucket,
     DeleteFile,
+    ForgetMember,
     Proposal,
     ReclaimStep,
+    ReportSettled,
+    SetMemberIntent,
     SetMemberStage,
+    UpdateMember,
     decode_command,
     decode_entry,
     encode,
@@ -86,7 +93,13 @@ TRANSFER_SECONDS_LIMIT = 0.5
 """After this long without success a leader that wanted to hand over goes on leading."""
 
 _proposal_decoder = msgspec.msgpack.Decoder(Proposal)
-_FREES_SPACE = (DeleteFile, DeleteBucket, AbortUpload, AdvanceGeneration, ReclaimStep)
+_WAY_OUT = (
+    *(DeleteFile, DeleteBucket, AbortUpload, AdvanceGeneration, ReclaimStep),
+    *(CreateJoinToken, AdmitMember, UpdateMember, SetMemberStage, ChangeRing),
+    *(SetMemberIntent, ForgetMember, ReportSettled),
+)
+"""What a full disk takes from its reserve: what frees space, and what brings nodes in and out, for
+a new node is the other way to get room; a node that starts anew has to announce itself, too."""
 
 
 class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -477,12 +490,12 @@ class Replica:
         return True
 
     def _make_room(self, batch: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """What of a batch the disk has room for: on a full one only what frees space (M4)."""
+        """What of a batch the disk has room for: on a full one only the way out (M4)."""
         size = sum(len(proposal) for _, proposal in batch)
         try:
             self.log.ensure_room(size, privileged=False)
         except StorageFullError:
-            kept = [each for each in batch if _frees_space(each[1])]
+            kept = [each for each in batch if _is_way_out(each[1])]
             self._refuse([each for each, _ in batch if each not in {name for name, _ in kept}])
             try:
                 self.log.ensure_room(sum(len(each) for _, each in kept), privileged=True)
@@ -616,9 +629,9 @@ class Replica:
         self.submit(draft, deadline=deadline, submit_before=deadline)
 
 
-def _frees_space(proposal: bytes) -> bool:
+def _is_way_out(proposal: bytes) -> bool:
     try:
         command = decode_command(_proposal_decoder.decode(proposal).command)
     except msgspec.DecodeError:
         return False
-    return isinstance(command, _FREES_SPACE)
+    return isinstance(command, _WAY_OUT)

@@ -60,9 +60,11 @@ class MembershipWorld:
             (token, admission), lambda: name in self.model.members or name in self.model.departed
         )
 
-    def want(self, name: NodeId, intent: str) -> None:
+    def want(self, name: NodeId, intent: str, *, reduce_copies: bool = False) -> None:
         """Say what is wanted of a member until it is recorded, or the member has gone."""
-        command = SetMemberIntent(node_id=name, actor=SYSTEM, intent=intent)
+        command = SetMemberIntent(
+            node_id=name, actor=SYSTEM, intent=intent, reduce_copies=reduce_copies
+        )
 
         def recorded() -> bool:
             member = self.model.members.get(name)

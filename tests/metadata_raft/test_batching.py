@@ -25,6 +25,7 @@ from metadata_raft.configuration import COMMAND as COMMAND_ENTRY
 from metadata_raft.errors import NoQuorumError, OutcomeUnknownError, OverloadedError
 from metadata_raft.messages import Forward, ForwardRefused, Message
 from metadata_raft.state_time import StateTime
+from tests.metadata_raft.membership_world import MembershipWorld
 from tests.metadata_raft.raft_world import FakeState, simulation, voters
 
 COMMAND = encode(AdvanceGeneration(expected=1))
@@ -205,6 +206,17 @@ def test_a_full_disk_refuses_commands_but_not_what_frees_space() -> None:
         world.submit(node)
         world.network.run(0.5)
         assert len(world.acknowledged) == 2
+
+
+def test_nodes_come_and_go_while_the_disk_is_full() -> None:
+    """A new node is the other way to get room: it is admitted, and becomes a voter (rule M4)."""
+    with simulation(5) as world:
+        members = MembershipWorld(world, "a")
+        node = world.wait_leader()
+        assert node.journal is not None
+        node.journal.is_full = True
+        members.join("b")
+        world.network.run_until(lambda: members.is_at_rest("ab"), limit=30)
 
 
 def test_entries_that_found_no_room_are_never_replaced_in_their_term() -> None:

@@ -101,6 +101,24 @@ def test_the_whole_group_is_replaced(seed: int) -> None:
         assert members.model.departed == set("abc")
 
 
+@pytest.mark.parametrize("seed", range(250, 253))
+def test_a_cluster_shrinks_to_one_and_grows_again(seed: int) -> None:
+    """Two voters are one more than needed, and each of them is: the last step down and the first
+    one up hold as well."""
+    with simulation(seed, ROUGH) as world:
+        members = MembershipWorld(world, "abc")
+        live_through(world, members, seconds=0.5)
+        for name in "ab":
+            members.want(name, "leave", reduce_copies=True)
+            live_through(world, members, seconds=world.generator.uniform(0, 3))
+        come_to_rest(world, members, "c")
+        for name in "de":
+            members.join(name)
+        world.network.weather = ROUGH
+        live_through(world, members, seconds=4)
+        come_to_rest(world, members, "cde")
+
+
 def test_a_dead_voter_is_replaced_without_being_told() -> None:
     """After minutes a learner votes in its place; when it comes back it follows, and keeps its
     place in the ring."""
