@@ -48,9 +48,14 @@ BUSY_PAUSE_SECONDS = 0.25
 1,000 chunks a second: what they occupy is not needed at once."""
 
 AGAIN_SECONDS_MIN = 1.0
-AGAIN_SECONDS_MAX = 60.0
-"""Between two passes while owners lack what is here. The pause doubles as long as nothing could be
-dropped, for each pass asks about all that is left."""
+AGAIN_SECONDS_MAX = 15.0
+"""Between two passes while owners lack what is here; it doubles as long as nothing could go."""
+
+PAGES_IN_VAIN = 8
+"""Pages of which nothing could go, though it should, one behind the other, after which a pass ends:
+owners fetch in the order of the ids too, so what follows is most likely lacking as well. The next
+pass goes on from there, so each copy gets its turn, and an attempt costs the same however much is
+misplaced."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +87,13 @@ class _Pass:
     dropped: int = 0
     wanted: int = 0
     """Copies that stay, and that some file refers to."""
+    in_vain: int = 0
+    """Pages with what files refer to, since one of which something could go."""
     silent: set[NodeId] = field(default_factory=set)
     """Owners that could not be asked: not asked again in this pass."""
+    lacking: dict[NodeId, int] = field(default_factory=lambda: defaultdict(int))
+    """How many of the copies that it was asked for an owner had not. Such are asked first, for
+    what one lacks the others need not be asked about."""
 
 
 class Mover:
@@ -111,6 +121,8 @@ class Mover:
         self._busy = busy
         self._pass: _Pass | None = None
         self._passed_epoch: int | None = None
+        self._next_partition = 0
+        """Where the next pass begins."""
         self._again_at = 0.0
         self._again_pause = AGAIN_SECONDS_MIN
         self._settled_epoch: int | None = None
@@ -160,6 +172,8 @@ class Mover:
         if self._store.statistics().touch_floor is None:
             # No touch is known yet, and without one nothing may go.
             return None
+        ahead = [each for each in partitions if each >= self._next_partition]
+        partitions = [*ahead, *(each for each in partitions if each < self._next_partition)]
         partitions.reverse()
         return _Pass(ring.epoch, partitions, quarantined)
 
@@ -192,12 +206,12 @@ class Mover:
 
     async def _work_pass(self, ring: Ring, current: _Pass) -> None:
         loop = asyncio.get_running_loop()
-        page = await loop.run_in_executor(self._workers, self._page, current)
+        page, current.quarantined = current.quarantined, []
+        if not page:
+            page = await loop.run_in_executor(self._workers, self._page, current)
         if not page and not current.partitions:
-            page, current.quarantined = current.quarantined, []
-            if not page:
-                self._end_pass(current)
-                return
+            self._end_pass(current)
+            return
         touches = {
             chunk_id: stat.touch
             for chunk_id, stat in zip(page, await self._store.stat(page), strict=True)
@@ -214,10 +228,19 @@ class Mover:
         if kept:
             referenced = await loop.run_in_executor(self._workers, self._live.referenced, kept)
             current.wanted += len(referenced)
+            current.in_vain += bool(referenced)
+        if dropped:
+            current.in_vain = 0
+        elif current.in_vain >= PAGES_IN_VAIN:
+            self._end_pass(current)
 
     def _end_pass(self, current: _Pass) -> None:
         self._pass = None
         self._passed_epoch = current.epoch
+        self._next_partition = 0
+        if current.partitions:
+            # A partition in the middle of which it ended waits until the others had their turn.
+            self._next_partition = current.partitions[-1] + bool(current.cursor)
         self._settled_epoch = None if current.wanted else current.epoch
         if current.dropped:
             self._again_pause = AGAIN_SECONDS_MIN
@@ -228,37 +251,39 @@ class Mover:
         self, ring: Ring, current: _Pass, touches: dict[bytes, int]
     ) -> list[bytes]:
         """Those that every owner of the ring's epoch has, and has confirmed at it."""
-        by_node: dict[NodeId, list[tuple[bytes, int]]] = defaultdict(list)
-        for chunk_id, touch in touches.items():
-            owners = ring.owners(chunk_id)
-            if current.silent.isdisjoint(owners):
-                for node in owners:
-                    by_node[node].append((chunk_id, touch))
-        answers = await asyncio.gather(
-            *(self._ask(ring, current, node, asked) for node, asked in by_node.items())
-        )
-        holding: dict[NodeId, set[bytes]] = dict(zip(by_node, answers, strict=True))
-        return [
-            chunk_id
+        order = {
+            chunk_id: sorted(ring.owners(chunk_id), key=lambda each: -current.lacking[each])
             for chunk_id in touches
-            if all(chunk_id in holding.get(node, ()) for node in ring.owners(chunk_id))
-        ]
+        }
+        rest = list(touches)
+        for turn in range(ring.copies):
+            by_node: dict[NodeId, list[tuple[bytes, int]]] = defaultdict(list)
+            for chunk_id in rest:
+                if current.silent.isdisjoint(order[chunk_id]):
+                    by_node[order[chunk_id][turn]].append((chunk_id, touches[chunk_id]))
+            answers = await asyncio.gather(
+                *(self._ask(ring, current, node, asked) for node, asked in by_node.items())
+            )
+            rest = [chunk_id for confirmed in answers for chunk_id in confirmed]
+        return rest
 
     async def _ask(
         self, ring: Ring, current: _Pass, node: NodeId, asked: Sequence[tuple[bytes, int]]
-    ) -> set[bytes]:
+    ) -> list[bytes]:
         try:
             flags = await self._client.confirm(ring.members[node], asked, epoch=ring.epoch)
         except StaleEpochError as error:
             current.silent.add(node)
             if error.epoch > ring.epoch:
                 await self._catch_up()
-            return set()
+            return []
         except RingError as error:
             current.silent.add(node)
             _log.info("node %s can't confirm what has moved to it now: %s", node, error)
-            return set()
-        return {chunk_id for (chunk_id, _), flag in zip(asked, flags, strict=True) if flag}
+            return []
+        confirmed = [chunk_id for (chunk_id, _), flag in zip(asked, flags, strict=True) if flag]
+        current.lacking[node] += len(asked) - len(confirmed)
+        return confirmed
 
     async def _catch_up(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from ring.interfaces import ClusterView
@@ -18,9 +19,16 @@ class RingCache:
     """Rings by membership, for one event loop. Addresses may change within an epoch, so the whole
     membership is the key."""
 
-    def __init__(self, view: ClusterView, workers: Executor) -> None:
+    def __init__(
+        self,
+        view: ClusterView,
+        workers: Executor,
+        *,
+        build: Callable[[Membership], Ring] = build_ring,
+    ) -> None:
         self._view = view
         self._workers = workers
+        self._build_ring = build
         self._rings: OrderedDict[Membership, Ring] = OrderedDict()
         self._building: dict[Membership, asyncio.Future[Ring]] = {}
         self._latest: tuple[Membership, Ring] | None = None
@@ -56,7 +64,7 @@ class RingCache:
     async def _build(self, membership: Membership) -> Ring:
         try:
             loop = asyncio.get_running_loop()
-            ring = await loop.run_in_executor(self._workers, build_ring, membership)
+            ring = await loop.run_in_executor(self._workers, self._build_ring, membership)
             self._rings[membership] = ring
             while len(self._rings) > CACHE_LIMIT:
                 self._rings.popitem(last=False)

@@ -29,6 +29,9 @@ BURST_SECONDS = 0.1
 LOOK_SECONDS = 0.25
 """The longest a waiter sleeps before it asks for the rate again."""
 
+PAUSE_SECONDS_MIN = 0.001
+"""The shortest: nobody wakes up on time for less."""
+
 METER_SECONDS = 10.0
 """Over about how long a speed is averaged."""
 
@@ -90,7 +93,7 @@ class Throttle:
                 ahead = self._pay(rate) - rate * BURST_SECONDS
                 if ahead <= 0 or math.isinf(rate):
                     break
-                await self._sleep(min(ahead / rate, LOOK_SECONDS))
+                await self._sleep(min(max(ahead / rate, PAUSE_SECONDS_MIN), LOOK_SECONDS))
             self._debt += size
 
     def _pay(self, rate: float) -> float:

@@ -208,7 +208,10 @@ class MemoryChunkStore:
         return sorted(each for each in found if each > after)[:limit]
 
     def partition_counts(self) -> list[int]:
-        return [digest.count for digest in self.partition_digests()]
+        counts = [0] * PARTITION_COUNT
+        for chunk_id, chunk in self._chunks.items():
+            counts[int.from_bytes(chunk_id[:2], "big") >> 4] += not chunk.quarantined
+        return counts
 
     def partition_digests(self) -> list[PartitionDigest]:
         counts, digests = [0] * PARTITION_COUNT, [0] * PARTITION_COUNT

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,19 @@ from tests.fakes.chunk_store import MemoryChunkStore
 
 SECRET = bytes(range(32))
 CLUSTER_ID = "7c9a1a4e-2f1b-4bb5-9d7e-5d5d8b7d2a10"
+
+
+_building = threading.Lock()
+
+
+@lru_cache
+def _built(membership: Membership) -> Ring:
+    return build_ring(membership)
+
+
+def _ring_of(membership: Membership) -> Ring:
+    with _building:
+        return _built(membership)
 
 
 class FixedView:
@@ -110,7 +124,8 @@ class RingNode:
         self.store.set_touch_floor(0)
         self.pool = BufferPool(64 * 1024 * 1024)
         self.peer_pool = BufferPool(64 * 1024 * 1024)
-        self.rings = RingCache(self.view, workers)
+        # Computed once for all nodes: it takes longer than most of what tests do with it.
+        self.rings = RingCache(self.view, workers, build=_ring_of)
         self.lacking: list[tuple[bytes, NodeId]] = []
         self.client = PeerClient(
             self.identity, pool=self.pool, tls=client_context(self.identity) if tls else None
@@ -229,11 +244,6 @@ class RingNode:
         lease = await self.pool.lease(len(content))
         lease.view[: len(content)] = content
         return await self.replicator.write(lease, len(content), generation=generation)
-
-
-@lru_cache
-def _ring_of(membership: Membership) -> Ring:
-    return build_ring(membership)
 
 
 class RingCluster:

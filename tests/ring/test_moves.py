@@ -352,6 +352,42 @@ async def test_a_node_in_place_looks_at_no_chunk(monkeypatch: pytest.MonkeyPatch
             assert node.mover.status().settled
 
 
+async def test_an_attempt_in_vain_costs_little_and_none_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While an owner lacks everything, a pass asks about a few pages only, and that owner first;
+    the next pass goes on from there. What could go anywhere goes all the same."""
+    monkeypatch.setattr("ring.moves.PAGE_SIZE", 1)
+    monkeypatch.setattr("ring.moves.PAGES_IN_VAIN", 3)
+    async with ring_cluster(4, in_ring=3) as cluster:
+        chunk_ids = await _write_referenced(cluster, 60)
+        cluster.change_ring(range(4))
+        node, newcomer = cluster.nodes[0], cluster.nodes[3]
+        misplaced = sorted(each for each in chunk_ids if 0 not in _owners(cluster, each))
+        assert len(misplaced) > 8
+        asked: list[tuple[NodeId, bytes]] = []
+        confirm = node.client.confirm
+
+        async def counted(
+            member: Member, touches: Sequence[tuple[bytes, int]], *, epoch: int
+        ) -> list[bool]:
+            asked.extend((member.node_id, chunk_id) for chunk_id, _ in touches)
+            return await confirm(member, touches, epoch=epoch)
+
+        monkeypatch.setattr(node.client, "confirm", counted)
+        for _ in range(3):
+            await node.mover.work()
+        assert [each for who, each in asked if who == newcomer.node_id] == misplaced[:3]
+        assert len(asked) <= 5
+        # The very last is where it should be, and gets its turn.
+        content = await cluster.nodes[1].store.get_encoded(misplaced[-1])
+        await newcomer.store.put(misplaced[-1], content, touch=1)
+        await _move(cluster, [0], units=3 * len(misplaced))
+        assert 0 not in cluster.holders(misplaced[-1])
+        assert all(0 in cluster.holders(each) for each in misplaced[:-1])
+        assert not node.mover.status().settled
+
+
 async def test_a_silent_owner_is_asked_once_in_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that is down is not waited for with every page."""
     monkeypatch.setattr("ring.moves.PAGE_SIZE", 1)

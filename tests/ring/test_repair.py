@@ -9,6 +9,7 @@ import pytest
 from blake3 import blake3
 
 from ring.buffers import BufferPool, Lease
+from ring.codec import encode
 from ring.interfaces import Encoded, PutOutcome
 from ring.members import Member, NodeId
 from ring.peer_wire import PutTarget
@@ -300,3 +301,112 @@ async def test_a_full_node_takes_copies_again_when_its_time_has_come(
             monkeypatch.setattr(writer, "_retry_at", 0.0)
             await _work(cluster, [0], units=1)
         assert all(1 in cluster.holders(each.chunk_id) for each in written)
+
+
+async def test_a_sweep_begins_with_what_the_cluster_knows_now() -> None:
+    """What was referenced before a sweep began is seen by it, although this node had not applied
+    that yet; and without a majority to ask there is no sweep that could call itself complete."""
+    async with ring_cluster(3, in_ring=2) as cluster:
+        (chunk_id,) = await _write_referenced(cluster, 1)
+        cluster.live.chunks.clear()
+        cluster.change_ring(range(3))
+        node = cluster.nodes[2]
+        refresh = node.view.refresh
+
+        async def refresh_late() -> None:
+            await refresh()
+            cluster.live.chunks.add(chunk_id)
+
+        node.view.refresh_error = ConnectionError("no majority")
+        await _work(cluster, [2])
+        assert node.repairer.settled_epoch() is None
+        assert not node.repairer.status().settled
+        node.view.refresh_error = None
+        node.view.refresh = refresh_late  # type: ignore[method-assign]
+        await _work(cluster, [2])
+        assert node.repairer.settled_epoch() == 2
+        assert cluster.holders(chunk_id) == [0, 1, 2]
+
+
+async def test_a_sweep_begins_behind_the_deletions_of_older_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy that is here when the sweep begins, and whose drop was decided on before, counts as
+    lacking: the sweep waits until such deletions have taken place (D5)."""
+    async with ring_cluster(3) as cluster:
+        (chunk_id,) = await _write_referenced(cluster, 1)
+        node = cluster.nodes[2]
+
+        async def deletions_take_place() -> None:
+            await node.store.delete(chunk_id, unless=lambda row: False)
+
+        monkeypatch.setattr(node.store, "wait_indexed", deletions_take_place)
+        await _work(cluster, [2], units=1)
+        monkeypatch.undo()
+        assert cluster.holders(chunk_id) == [0, 1]
+        await _work(cluster, [2])
+        assert cluster.holders(chunk_id) == [0, 1, 2]
+        assert node.repairer.settled_epoch() == 1
+
+
+async def test_what_is_left_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a sweep the bytes left are about those that will have been copied, and the
+    time left follows from the speed; at the end both are nought."""
+    monkeypatch.setattr("ring.repair.PAGE_SIZE", 40)
+    async with ring_cluster(2, in_ring=1) as cluster:
+        await _write_referenced(cluster, 120, size=1000)
+        cluster.change_ring(range(2))
+        repairer = cluster.nodes[1].repairer
+        while repairer.status().copies_made < 80:
+            await repairer.work()
+        status = repairer.status()
+        left = (120 - status.copies_made) * 1000
+        assert status.bytes_left == pytest.approx(left, rel=0.5)
+        assert status.bytes_per_second > 0
+        assert status.eta_seconds == pytest.approx(status.bytes_left / status.bytes_per_second)
+        await _work(cluster, [1])
+        status = repairer.status()
+        assert (status.bytes_left, status.eta_seconds) == (0, 0.0)
+
+
+async def test_no_speed_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing can be fetched, no time is promised, and what is left is not nought."""
+    async with ring_cluster(2, in_ring=1) as cluster:
+        await _write_referenced(cluster, 5)
+        await cluster.nodes[1].store.put(
+            blake3(b"some").digest(), encode(memoryview(b"some")), touch=1
+        )
+        cluster.change_ring(range(2))
+        await cluster.nodes[0].go_down()
+        await _work(cluster, [1])
+        status = cluster.nodes[1].repairer.status()
+        assert status.remaining == 5
+        assert status.bytes_left > 0
+        assert status.eta_seconds is None
+
+
+async def test_a_new_epoch_is_swept_at_once_whatever_failed_before() -> None:
+    """Pauses after a sweep that could not bring everything end with a new ring."""
+    async with ring_cluster(3, in_ring=2) as cluster:
+        cluster.live.chunks.add(blake3(b"nowhere").digest())
+        await _work(cluster, [0])
+        assert cluster.nodes[0].repairer.status().unrecoverable == 1
+        chunk_id = (await cluster.nodes[0].write(_random(500, 5))).chunk_id
+        await eventually(lambda: cluster.holders(chunk_id) == [0, 1])
+        cluster.live.chunks = {chunk_id}
+        cluster.change_ring(range(3))
+        await _work(cluster, [0])
+        assert cluster.nodes[0].repairer.settled_epoch() == 2
+
+
+async def test_what_others_lack_does_not_unsettle_a_node() -> None:
+    """A node says for which epoch all its own copies are here, also while it can't reach one that
+    it owes a copy: that one reports for itself."""
+    async with ring_cluster(3) as cluster:
+        await cluster.nodes[2].go_down()
+        written = await cluster.nodes[0].write(_random(900, 1))
+        await eventually(lambda: len(cluster.nodes[0].lacking) == 1)
+        cluster.live.chunks.add(written.chunk_id)
+        await _work(cluster, [0])
+        assert not cluster.nodes[0].repairer.status().settled
+        assert cluster.nodes[0].repairer.settled_epoch() == 1
