@@ -46,6 +46,10 @@ from ring.worker import Job, Worker
 
 INDEX_NAME = "index.db"
 
+_ASKED_WHETHER_ALIVE = 3
+"""How often a node is asked before it counts as dead: each time it may be silent for
+`peer_transport.READ_SECONDS`, and a machine that is that busy is not dead."""
+
 REPAIR_BUFFERS_DIVISOR = 8
 """The part of a node's buffers that repair has for itself: four large chunks of the usual budget,
 one of the smallest. It so never takes one from a client, nor waits for one."""
@@ -280,8 +284,8 @@ class DataPlane:
         return self._repairer.status().settled and self._mover.status().settled
 
     async def answers(self, member: Member) -> bool:
-        """Whether a node answers right now. Asked twice: one lost answer is no death."""
-        for _ in range(2):
+        """Whether a node answers right now; one that is silent is asked for some ten seconds."""
+        for _ in range(_ASKED_WHETHER_ALIVE):
             with contextlib.suppress(RingError):
                 await self._client.status(member)
                 return True

@@ -253,7 +253,7 @@ class Cluster:
                         return True
             return False
 
-        await wait_until(known, timeout_seconds=10, what="a leader")
+        await wait_until(known, timeout_seconds=60, what="a leader")
         return found[0]
 
     async def command(
