@@ -133,6 +133,7 @@ class Recipe:
         """What `systemctl ACTION holdfast` does on the machine of the present step."""
         node = self._on
         assert node is not None
+        assert action in ("start", "stop", "restart", "disable"), action
         if action in ("stop", "restart") and node.running:
             assert await node.stop() == 0, node.log()
         if action in ("start", "restart"):
