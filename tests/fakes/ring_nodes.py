@@ -150,6 +150,7 @@ class RingNode:
             buffers_bytes=self.pool.budget_bytes,
         )
         self.rate = 0
+        self.serves_clients = False
         self.throttle = Throttle(lambda: self.rate, clients=lambda: False)
         self.repairer = Repairer(
             node_id,
@@ -212,6 +213,8 @@ class RingNode:
             pool=self.peer_pool,
             workers=self.workers,
             signed=not self.tls,
+            settled=lambda: self.repairer.status().settled and self.mover.status().settled,
+            clients_active=lambda: self.serves_clients,
         )
         self._runner = peer_runner(application)
         await self._runner.setup()

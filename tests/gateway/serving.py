@@ -186,7 +186,10 @@ class Serving:
         server: GatewayServer,
         port: int,
         admin_key: str,
+        noted: list[None],
     ) -> None:
+        self.noted = noted
+        """Grows with each request that background work yields to."""
         self.metadata = metadata
         self.chunks = chunks
         self.buffers = buffers
@@ -277,6 +280,7 @@ async def serving(
     buffers = buffers or BufferPool()
     settings.setdefault("chunk_size_bytes", TINY_CHUNK)
     workers = ThreadPoolExecutor(2)
+    noted: list[None] = []
     server = make_server(
         metadata,
         chunks,
@@ -284,6 +288,7 @@ async def serving(
         cluster,
         settings=GatewaySettings(**settings),
         workers=workers,
+        on_request=lambda: noted.append(None),
     )
     runner = web.ServerRunner(server, shutdown_timeout=1.0)
     await runner.setup()
@@ -298,6 +303,7 @@ async def serving(
         server=server,
         port=port,
         admin_key=admin.text,
+        noted=noted,
     )
     try:
         await served.make_bucket("box")

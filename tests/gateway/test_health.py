@@ -96,3 +96,17 @@ async def test_a_backup_is_for_administrators_and_never_ends_short(gateway: Serv
     gateway.cluster.backup_pieces = [b"head", None]
     with pytest.raises(aiohttp.ClientError):
         await gateway.request("GET", "/api/v1/cluster/backup")
+
+
+async def test_who_watches_is_no_client(gateway: Serving) -> None:
+    """Background work yields to requests for files and buckets, refused ones included; not to
+    health checks, metrics and whoever looks at the cluster's status."""
+    for path in ("/health/live", "/health/ready", "/health/cluster", "/metrics"):
+        await gateway.request("GET", path, key=None)
+    await gateway.request("GET", "/api/v1/cluster")
+    assert gateway.noted == []
+    await gateway.file("PUT", "box/small", data=b"inline")
+    assert len(gateway.noted) == 1
+    await gateway.file("GET", "box/small")
+    await gateway.file("GET", "box/small", key=None)
+    assert len(gateway.noted) == 3

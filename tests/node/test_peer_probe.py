@@ -16,6 +16,7 @@ class FakeClient:
     def __init__(self) -> None:
         self.down: set[str] = set()
         self.unsettled: set[str] = set()
+        self.serving: set[str] = set()
         self.questions = 0
         self.asked_twice = asyncio.Event()
         self.hold = asyncio.Event()
@@ -39,6 +40,7 @@ class FakeClient:
             requests_active=0,
             settled=member.node_id not in self.unsettled,
             figures={"chunks": 7.0},
+            clients_active=member.node_id in self.serving,
         )
 
 
@@ -125,3 +127,20 @@ async def test_the_others_are_settled_when_all_of_them_say_so_at_this_epoch() ->
     client.unsettled, client.down = set(), {second}
     await probe.work()
     assert not probe.settled([own, second, third], 1)
+
+
+async def test_clients_of_other_nodes_are_noticed() -> None:
+    """Copies come from nodes that serve clients themselves, so their clients count as well; a node
+    that does not answer has none."""
+    client = FakeClient()
+    probe, (_, second, third) = make_probe(client)
+    assert not probe.clients_active()
+    client.serving = {third}
+    await probe.work()
+    assert probe.clients_active()
+    client.down = {third}
+    await probe.work()
+    assert not probe.clients_active()
+    client.serving = {second, third}
+    await probe.work()
+    assert probe.clients_active()

@@ -640,6 +640,20 @@ async def test_a_server_that_can_not_prove_the_secret_gets_no_request() -> None:
         assert [request.split(b" ")[1] for request in requests] == [b"/peer/1/sessions"]
 
 
+async def test_a_node_tells_how_it_is() -> None:
+    """Whether it serves clients, and whether all is where it belongs, is as it is right now."""
+    async with ring_cluster(2) as cluster:
+        asker, node = cluster.nodes
+        for serves in (True, False):
+            node.serves_clients = serves
+            assert (await asker.client.status(node.member)).clients_active is serves
+        assert not (await asker.client.status(node.member)).settled
+        for _ in range(3):
+            await node.repairer.work()
+            await node.mover.work()
+        assert (await asker.client.status(node.member)).settled
+
+
 def test_touches_are_of_bounded_number_and_size() -> None:
     """Ids with touches come back as they were sent; anything else is refused."""
     touches = [(CHUNK_ID, 0), (bytes(32), TOUCH_MAX)]

@@ -478,3 +478,18 @@ async def test_receivers_raise_the_touch_to_their_own_generation() -> None:
             if stat is not None
         ]
         assert touches == [4, 9, 4]
+
+
+async def test_clients_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each chunk that is written or read for a client is a sign of one, also in the middle of a
+    long transfer."""
+    async with ring_cluster(2) as cluster:
+        node = cluster.nodes[0]
+        noted: list[None] = []
+        monkeypatch.setattr(node.replicator, "_on_client", lambda: noted.append(None))
+        written = await node.write(b"for a client")
+        assert len(noted) == 1
+        await node.replicator.read(written.chunk_id, length=written.length)
+        assert len(noted) == 2
+        await node.repairer.work()
+        assert len(noted) == 2
