@@ -357,6 +357,7 @@ class DataPlane:
             "collected_chunks": self._collector.chunks_collected,
             "jobs_failing": sum(job.statistics().last_error is not None for job in self._jobs),
             **self._machine.figures(),
+            "reads_overtaken": self._fetcher.overtaken,
             "anti_entropy_age_seconds": round(entropy.age_seconds, 1),
             "anti_entropy_differing_partitions": entropy.partitions_differing,
             "anti_entropy_exchanged_bytes": entropy.bytes_exchanged,

@@ -83,6 +83,7 @@ class MembershipControl:
         self._answers = answers
         self._holdings = holdings
         self._workers = workers
+        self._previewing = asyncio.Lock()
 
     async def set_intent(
         self, node_id: NodeId, intent: Intent, *, actor: str, reduce_copies: bool = False
@@ -146,7 +147,9 @@ class MembershipControl:
             )
             return preview_document(ring, after, sizes, bytes_per_second=rate)
 
-        return await asyncio.get_running_loop().run_in_executor(self._workers, compute)
+        # One at a time: a second of a core each, for whoever has any key.
+        async with self._previewing:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, compute)
 
     async def _record(self, node_id: NodeId) -> MemberRecord:
         await self._metadata.barrier()

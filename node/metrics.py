@@ -77,6 +77,9 @@ FIGURES: Mapping[str, Figure] = {
     "moves_dropped_copies": Figure("Copies dropped after all owners confirmed theirs", _COUNTER),
     "unrecoverable_chunks": Figure("Referenced chunks that no node has; anything but 0 is a loss"),
     # Anti-entropy.
+    "reads_overtaken": Figure(
+        "Reads from a node that took long, and another was quicker", _COUNTER
+    ),
     "anti_entropy_age_seconds": Figure("Since the oldest comparison with a node it shares with"),
     "anti_entropy_differing_partitions": Figure("Partitions that differed at the last comparisons"),
     "anti_entropy_exchanged_bytes": Figure("Fingerprints and ids received to compare", _COUNTER),

@@ -82,6 +82,8 @@ class ChunkFetcher:
         self._pool = pool
         """For whole chunks that `fetch` and `fetch_from` bring; None: the client's own."""
         self._gate = ByteGate(race_bytes)
+        self.overtaken = 0
+        """Questions to a node that another one answered first."""
         self.damage_found = 0
         """Bad copies that other nodes have sent, or said to have."""
 
@@ -198,7 +200,7 @@ class ChunkFetcher:
             gate=self._gate,
             size=size,
             is_short=lambda: self._client.is_short(pool),
-            beaten=lambda member, seconds: health(member.node_id).beaten(seconds),
+            beaten=self._overtaken,
             discard=discard,
         ).run()
         if answer is None and not tally.failed:
@@ -213,6 +215,10 @@ class ChunkFetcher:
         raise ChunkUnavailableError(
             chunk_id, {**dict.fromkeys(tally.absent, "it has no copy"), **tally.failed}
         )
+
+    def _overtaken(self, member: Member, seconds: float) -> None:
+        self.overtaken += 1
+        self._client.health(member.node_id).beaten(seconds)
 
     async def _everybody_else(
         self, chunk_id: bytes, asked: list[NodeId], tally: ReadTally
