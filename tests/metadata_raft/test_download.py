@@ -148,7 +148,7 @@ def pair(tmp_path: Path) -> Pair:
     return Pair(tmp_path)
 
 
-async def test_arrives_whole(pair: Pair) -> None:
+async def test_m6_arrives_whole(pair: Pair) -> None:
     """The receiver gets every row, the base, and the configuration there; no copy stays behind."""
     received = await pair.fetch()
     assert rows(received.path) == rows(pair.database)
@@ -157,14 +157,14 @@ async def test_arrives_whole(pair: Pair) -> None:
     assert os.listdir(pair.database.parent) == ["state.db"]
 
 
-async def test_window_is_kept(pair: Pair) -> None:
+async def test_m6_window_is_kept(pair: Pair) -> None:
     """No more pieces are under way than the receiver has given credit for."""
     await pair.fetch()
     assert pair.link.pieces > download.WINDOW
     assert pair.link.window_max <= download.WINDOW
 
 
-async def test_copy_is_of_one_commit(pair: Pair) -> None:
+async def test_m6_copy_is_of_one_commit(pair: Pair) -> None:
     """Commits while the copy is sent neither show in it nor wait for it."""
     before = rows(pair.database)
     with contextlib.closing(sqlite3.connect(pair.database)) as writer:
@@ -182,7 +182,7 @@ async def test_copy_is_of_one_commit(pair: Pair) -> None:
     assert base_of(pair.database).index > 7
 
 
-async def test_every_damage_is_noticed(pair: Pair) -> None:
+async def test_m6_every_damage_is_noticed(pair: Pair) -> None:
     """A changed, cut, missing or added piece fails the download, whichever piece it is."""
     whole = await pair.fetch()
     count = pair.link.pieces
@@ -217,7 +217,7 @@ async def test_every_damage_is_noticed(pair: Pair) -> None:
             await pair.fetch()
 
 
-async def test_lost_piece(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_m6_lost_piece(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a connection loses a piece, the attempt ends, and the next one succeeds."""
     monkeypatch.setattr(download, "PIECE_SECONDS", 0.2)
     pair.link.on_piece = lambda piece: None if piece.number == 3 else piece
@@ -230,7 +230,7 @@ async def test_lost_piece(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows((await pair.fetch()).path) == rows(pair.database)
 
 
-async def test_lost_source(pair: Pair) -> None:
+async def test_m6_lost_source(pair: Pair) -> None:
     """A source whose connection closed, or to whom there is none, is not waited for."""
     sent = asyncio.Event()
     pair.link.on_piece = lambda piece: sent.set()
@@ -245,7 +245,7 @@ async def test_lost_source(pair: Pair) -> None:
         await asyncio.wait_for(pair.fetch(), 5)
 
 
-async def test_silent_receiver(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_m6_silent_receiver(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A receiver that went away does not keep the source busy, nor its log held, for ever."""
     monkeypatch.setattr(download, "PIECE_SECONDS", 0.05)
     pair.link.receivers["receiver"] = lambda sender, message: None
@@ -257,7 +257,7 @@ async def test_silent_receiver(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (pair.database.parent / "state.db.outgoing").exists()
 
 
-async def test_congested_connection(pair: Pair) -> None:
+async def test_m6_congested_connection(pair: Pair) -> None:
     """While the connection has enough to do no piece is added; afterwards the rest follows."""
 
     congested = asyncio.Event()
@@ -278,7 +278,7 @@ async def test_congested_connection(pair: Pair) -> None:
     assert rows((await fetching).path) == rows(pair.database)
 
 
-async def test_one_at_a_time(pair: Pair) -> None:
+async def test_m6_one_at_a_time(pair: Pair) -> None:
     """A second receiver is told to come back; the first one is not disturbed."""
     refused: list[Message] = []
     pair.link.receivers["third"] = lambda sender, message: refused.append(message)
@@ -294,7 +294,7 @@ async def test_one_at_a_time(pair: Pair) -> None:
     assert refused == [StateRefused(9, "busy")]
 
 
-async def test_late_credit(pair: Pair) -> None:
+async def test_m6_late_credit(pair: Pair) -> None:
     """Credit that comes when all was sent begins nothing anew."""
     await pair.receiver.fetch("source")
     task = pair.source._task
@@ -306,7 +306,7 @@ async def test_late_credit(pair: Pair) -> None:
     assert pair.link.pieces == pieces
 
 
-async def test_receiver_begins_anew(pair: Pair) -> None:
+async def test_m6_receiver_begins_anew(pair: Pair) -> None:
     """A receiver that restarted is served at once, in place of its former attempt."""
     pair.source.receive("receiver", StateRequest(50, 2))
     await asyncio.sleep(0)
@@ -314,7 +314,7 @@ async def test_receiver_begins_anew(pair: Pair) -> None:
     assert rows(received.path) == rows(pair.database)
 
 
-async def test_log_is_held(pair: Pair) -> None:
+async def test_m6_log_is_held(pair: Pair) -> None:
     """The source holds its log from where its state stood before the copy, and for a while."""
     await pair.fetch()
     now = asyncio.get_running_loop().time()
@@ -322,13 +322,13 @@ async def test_log_is_held(pair: Pair) -> None:
     assert pair.lease.index(now + download.LEASE_AFTER_SECONDS + 1) is None
 
 
-async def test_other_cluster(tmp_path: Path) -> None:
+async def test_m6_other_cluster(tmp_path: Path) -> None:
     """A state of another cluster is not taken."""
     with pytest.raises(StateStreamError, match="of cluster cluster"):
         await Pair(tmp_path, receiver_cluster="other").fetch()
 
 
-async def test_source_without_state(pair: Pair) -> None:
+async def test_m6_source_without_state(pair: Pair) -> None:
     """A source that can't copy its state says so at once."""
     os.unlink(pair.database)
     with pytest.raises(StateStreamError, match="refused"):
@@ -353,7 +353,7 @@ def encode_all(path: Path) -> tuple[list[tuple[bytes, bool]], StateDescription]:
     return pieces, description
 
 
-def test_durable_before_it_counts(tmp_path: Path) -> None:
+def test_m6_durable_before_it_counts(tmp_path: Path) -> None:
     """When the last piece was taken, the file is there after every power cut."""
     state = make_state(tmp_path / "state.db")
     copy_database(str(state), str(tmp_path / "copy"))
@@ -369,7 +369,7 @@ def test_durable_before_it_counts(tmp_path: Path) -> None:
         assert found.read_at(0, found.size()) == content
 
 
-def test_no_space(tmp_path: Path) -> None:
+def test_m6_no_space(tmp_path: Path) -> None:
     """A state that would fill the disk is refused before its first byte."""
     state = make_state(tmp_path / "state.db")
     pieces, _ = encode_all(state)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,7 @@ from metadata_raft.errors import (
     NotSubmittedError,
     OutcomeUnknownError,
     RemovedError,
+    RestoredDiskError,
 )
 from metadata_raft.group import MetadataGroup
 from metadata_raft.journal import JournalSettings
@@ -254,6 +256,19 @@ async def test_a_removed_node_is_told_and_stops_serving(cluster: Cluster) -> Non
     assert len(leader.status().voters) == 2
 
 
+async def test_what_older_software_cannot_read_does_not_enter_the_log(cluster: Cluster) -> None:
+    """It would be refused there and carried out here; after the version has risen, it is taken."""
+    group = await cluster.found()
+    command = SetMemberIntent(node_id=cluster.settings[0].node_id, actor="system", intent="stay")
+    last = group.status().last_index
+    refused = await group.submit(command)
+    assert isinstance(refused, Failure)
+    assert (refused.code, refused.retryable) == ("cluster_version_too_old", True)
+    await group.submit(SetClusterVersion(version=2))
+    assert await group.submit(command) == Done()
+    await until(lambda: group.status().last_index == last + 2)
+
+
 async def test_a_node_removed_long_ago_is_told_when_it_comes_back(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +295,29 @@ async def test_a_node_removed_long_ago_is_told_when_it_comes_back(
     await until(lambda: again.is_removed)
     with pytest.raises(RemovedError):
         await again.barrier()
+
+
+async def test_m7_a_restored_disk_takes_no_part(cluster: Cluster) -> None:
+    """A member that was started fewer times than the cluster knows is heard by nobody: it commits
+    nothing, learns why, and refuses; with its newest disk it is a member as before."""
+    founder = await cluster.found()
+    await cluster.join()
+    announced = UpdateMember(member=cluster.member(1), boot_counter=7)
+    assert await patiently(founder, announced) == Done()
+    await cluster.groups[1].stop()
+    cluster.settings[1] = replace(cluster.settings[1], boot_counter=6)
+    restored = await cluster.restart(1)
+    await until(lambda: restored.later_boot == 7)
+    with pytest.raises(RestoredDiskError):
+        await restored.submit(put("never"))
+    with pytest.raises(NoQuorumError):
+        await founder.barrier()
+    await restored.stop()
+    cluster.settings[1] = replace(cluster.settings[1], boot_counter=7)
+    newest = await cluster.restart(1)
+    await until(lambda: newest.status().leader_id is not None)
+    assert isinstance(await patiently(newest, put("after")), FilePut)
+    assert newest.later_boot == 0
 
 
 async def until_removed(group: MetadataGroup, node_id: NodeId) -> None:

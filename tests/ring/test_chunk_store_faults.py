@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ring.buffers import BufferPool
-from ring.chunk_index import Extent, IndexChange, IndexRow, partition_of, remove_index
+from ring.chunk_index import ChunkIndex, Extent, IndexChange, IndexRow, partition_of, remove_index
 from ring.chunk_store import DiskChunkStore
 from ring.codec import encode
 from ring.errors import (
@@ -27,8 +27,8 @@ from ring.errors import (
 )
 from ring.interfaces import ChunkRow, Encoded, PutOutcome
 from ring.members import PARTITION_COUNT
-from ring.record import FIRST_RECORD_OFFSET
-from ring.store_changes import StoreLimits
+from ring.record import FIRST_RECORD_OFFSET, RECORD_SIZE_MAX
+from ring.store_changes import UNINDEXED_LIMIT, StoreLimits
 from ring.store_writer import QUEUE_LIMIT
 from tests.fakes.filesystem import FakeFileSystem, Operation
 from tests.ring.chunk_store_conformance import chunk_id_of, content, never, noise, put, raw, text
@@ -255,6 +255,80 @@ async def test_full_disk(bench: Bench) -> None:
     async with bench.run() as store:
         assert await content(store, small) == noise(8_000)
         assert await content(store, second) == noise(50_000, seed=1)
+
+
+def limit_index(store: DiskChunkStore, pages: int) -> None:
+    """Let SQLite find no room beyond so many pages, as on a full disk."""
+    store._index._writer.execute(f"PRAGMA max_page_count = {pages}")
+
+
+async def test_full_index(bench: Bench) -> None:
+    """Without room for the index chunks are taken until their rows are too many to wait, then
+    refused; reads go on, a deletion is refused and not half done, and with room all goes on."""
+    async with bench.run() as store:
+        first = await put(store, noise(1000))
+        await store.wait_indexed()
+        limit_index(store, 1)
+        stored: list[int] = []
+        for seed in range(1, 2 * UNINDEXED_LIMIT):
+            try:
+                await put(store, noise(100, seed))
+            except StoreFullError:
+                break
+            stored.append(seed)
+        assert len(stored) < 2 * UNINDEXED_LIMIT - 1
+        assert await content(store, first) == noise(1000)
+        for seed in stored:
+            assert await content(store, chunk_id_of(noise(100, seed))) == noise(100, seed)
+        with pytest.raises(StoreFullError):
+            await store.delete(first, unless=never)
+        assert store.statistics().writable
+        limit_index(store, 2**30)
+        assert await store.delete(first, unless=never)
+        await put(store, noise(1000, 5000))
+    assert bench.failures == []
+    async with bench.run() as store:
+        assert await store.stat([first]) == [None]
+        for seed in stored:
+            assert await content(store, chunk_id_of(noise(100, seed))) == noise(100, seed)
+
+
+async def test_a_start_without_space(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recovery has to write a little; where it can't, the store says so in one sentence, and is as
+    it was when there is space."""
+    async with bench.run() as store:
+        chunk_id = await put(store, noise(1000))
+    remove_index(bench.index_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise StoreFullError("no space left for the chunk index")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkIndex, "apply", full)
+        with pytest.raises(StoreFailedError, match="no space left"):
+            async with bench.run():
+                pass
+    async with bench.run() as store:
+        assert await content(store, chunk_id) == noise(1000)
+
+
+async def test_what_is_full(bench: Bench) -> None:
+    """A store is full when a chunk of full length has no room, by quota or by disk; at once, and
+    not any more as soon as there is room."""
+    bench.disk.capacity_bytes = 2 * RECORD_SIZE_MAX
+    async with bench.run(StoreLimits(reserve=RECORD_SIZE_MAX // 2)) as store:
+        assert not store.statistics().full
+        chunk_id = await put(store, noise(RECORD_SIZE_MAX // 2))
+        assert store.statistics().full
+        await put(store, noise(1000))
+        await store.delete(chunk_id, unless=never)
+        assert not store.statistics().full
+    async with bench.run(StoreLimits(reserve=0, quota=RECORD_SIZE_MAX + 4096)) as store:
+        await store.delete(chunk_id_of(noise(1000)), unless=never)
+        await store.wait_indexed()
+        assert not store.statistics().full
+        await put(store, noise(5000))
+        assert store.statistics().full
 
 
 async def test_reserve(bench: Bench) -> None:

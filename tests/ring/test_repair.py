@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,7 @@ from blake3 import blake3
 
 from ring.buffers import BufferPool, Lease
 from ring.codec import encode
+from ring.errors import ChunkDamagedError
 from ring.interfaces import Encoded, PutOutcome
 from ring.members import Member, NodeId
 from ring.peer_wire import PutTarget
@@ -410,3 +412,21 @@ async def test_what_others_lack_does_not_unsettle_a_node() -> None:
         await _work(cluster, [0])
         assert not cluster.nodes[0].repairer.status().settled
         assert cluster.nodes[0].repairer.settled_epoch() == 1
+
+
+async def test_copies_under_way_count_as_lacking() -> None:
+    """What is off the queue is not here yet: who waits for repair must see it until it is."""
+    async with ring_cluster(3) as cluster:
+        (chunk_id,) = await _write_referenced(cluster, 1)
+        owner = cluster.nodes[0]
+        owner.store.damage(chunk_id)
+        with pytest.raises(ChunkDamagedError):
+            await owner.store.get(chunk_id)
+        owner.repairer.note_lacking(chunk_id, owner.node_id)
+        owner.store.hold_writes()
+        working = asyncio.ensure_future(owner.repairer.work())
+        await eventually(lambda: bool(owner.store._in_flight))
+        assert owner.repairer.status().remaining == 1
+        owner.store.release_writes()
+        await working
+        assert owner.repairer.status().remaining == 0

@@ -21,6 +21,7 @@ from ring.filesystem import FileSystem, RealFileSystem
 from ring.record import FIRST_RECORD_OFFSET
 from ring.store_changes import StoreLimits
 from ring.store_scrub import Position
+from ring.volume import Volume
 from tests.fakes.filesystem import FakeFileSystem
 from tests.ring.chunk_store_conformance import content, noise, put, raw, text
 
@@ -169,6 +170,22 @@ async def test_each_part_of_a_record_is_covered(bench: Bench, at: int) -> None:
             1,
             1,
         )
+        assert bench.damage == [chunk_id]
+
+
+async def test_damage_below_the_page_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What memory still has whole is found bad on the disk all the same."""
+    async with bench.run() as store:
+        chunk_id = await put(store, noise(3000))
+        row = row_of(store, chunk_id)
+        volume = store._volumes[row.volume]
+        cached = volume.read(0, volume.size())
+        bench.flip(row, at=1000)
+        monkeypatch.setattr(
+            Volume, "read", lambda _, offset, length: cached[offset : offset + length]
+        )
+        assert await content(store, chunk_id) == noise(3000)
+        await whole_pass(store)
         assert bench.damage == [chunk_id]
 
 
