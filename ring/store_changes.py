@@ -313,14 +313,22 @@ class StoreChanges:
         self.update_index()
         if row.quarantined or self._catalog.find(row.chunk_id) != row:
             return False
-        marked = row._replace(quarantined=True)
-        self._catalog.fail(row)
-        try:
-            self._index.apply(IndexChange(transitions=[Transition(row, marked)]))
-        finally:
-            self._catalog.failed(row)
-        self.counters.records_quarantined += 1
+        self._mark_damaged([row])
         return True
+
+    def _mark_damaged(self, rows: Sequence[IndexRow]) -> None:
+        for row in rows:
+            self._catalog.fail(row)
+        try:
+            self._index.apply(
+                IndexChange(
+                    transitions=[Transition(row, row._replace(quarantined=True)) for row in rows]
+                )
+            )
+        finally:
+            for row in rows:
+                self._catalog.failed(row)
+        self.counters.records_quarantined += len(rows)
 
     def inspect(self, number: int) -> list[bytes]:
         """Look whether a volume's file still is what the index takes it for.
@@ -338,13 +346,7 @@ class StoreChanges:
             self._current = None
         rows = self._index.rows_beyond(number, volume.size() if is_in_place else 0)
         for start in range(0, len(rows), UNINDEXED_LIMIT):
-            batch = rows[start : start + UNINDEXED_LIMIT]
-            self._index.apply(
-                IndexChange(
-                    transitions=[Transition(row, row._replace(quarantined=True)) for row in batch]
-                )
-            )
-            self.counters.records_quarantined += len(batch)
+            self._mark_damaged(rows[start : start + UNINDEXED_LIMIT])
         if not is_in_place:
             self.abandoned.append(self._volumes.pop(number))
         return [row.chunk_id for row in rows]
