@@ -11,6 +11,7 @@ import pytest
 
 from gateway.errors import ApiError
 from metadata_raft.commands import SYSTEM, AdmitMember, CreateJoinToken
+from metadata_raft.errors import NoQuorumError
 from metadata_raft.replica import RaftStatus
 from node.cluster_gateway import ClusterGateway
 from node.data_directory import Identity
@@ -55,6 +56,7 @@ class Condition:
 
     def __init__(self) -> None:
         self.others: dict[NodeId, Probed] = {}
+        self.fresh: dict[NodeId, Probed] = {}
 
     def unready(self) -> str | None:
         return None
@@ -66,7 +68,8 @@ class Condition:
         return self.others.get(node_id)
 
     async def ask_members(self) -> None:
-        return None
+        """What the others say now takes the place of what they said before."""
+        self.others.update(self.fresh)
 
     def load(self) -> Mapping[str, float]:
         return {"chunks": 5.0}
@@ -156,3 +159,25 @@ async def test_a_scrub_is_asked_of_each_member(metadata: StatusMetadata) -> None
     with pytest.raises(ApiError) as refused:
         await gateway.scrub("somebody")
     assert refused.value.code == "no_such_member"
+
+
+async def test_whether_it_may_stop_is_told_by_what_the_others_say_now(
+    metadata: StatusMetadata,
+) -> None:
+    """A node that fell silent after the last probe is silent; and a majority has to answer now."""
+    other, secret_hash = make_member(2), bytes(32)
+    await metadata.submit(
+        CreateJoinToken(token_id="t", secret_hash=secret_hash, actor=SYSTEM, lifetime_ms=1000)
+    )
+    await metadata.submit(AdmitMember(token_id="t", secret_hash=secret_hash, member=other))
+    gateway = gateway_of(metadata, condition := Condition())
+    condition.others[other.node_id] = Probed(True, 1.9, answer(other.node_id))
+    condition.fresh[other.node_id] = Probed(False, 1.9, answer(other.node_id))
+    silent = f"node {other.node_id[:8]} does not answer"
+    assert silent in await gateway.reasons_against_stopping()
+    condition.fresh[other.node_id] = Probed(True, 0.0, answer(other.node_id))
+    alone = await gateway.reasons_against_stopping()
+    assert silent not in alone
+    metadata.fail_next = [NoQuorumError("no majority answers")]
+    added = set(await gateway.reasons_against_stopping()) - set(alone)
+    assert added == {"no majority of the voters answers this node"}
