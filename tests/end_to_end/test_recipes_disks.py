@@ -74,6 +74,7 @@ async def test_damaged_files(cluster: Cluster) -> None:
     (record, *_) = records(second)
     flip(record, record.length // 2)
     async with recipe("damaged-files.md", cluster) as page:
+        await page.run("fast", on=first)
         await page.run("scrub", on=first)
         assert "has met 1 damaged copy" in await page.run("look", on=second)
     await assert_kept(second)
