@@ -128,11 +128,12 @@ async def test_former_owners_are_asked_where_the_new_ones_have_nothing(
             assert stat.touch == 7
 
 
-async def test_a_copy_gets_the_highest_touch_that_was_told() -> None:
+@pytest.mark.parametrize("touches", [(4, 9), (9, 4)])
+async def test_a_copy_gets_the_highest_touch_that_was_told(touches: tuple[int, int]) -> None:
     """Rule D10: neither the lower one of another source, nor this node's own generation."""
     async with ring_cluster(3, in_ring=2) as cluster:
         content = _random(900, 1)
-        for number, touch in ((0, 4), (1, 9)):
+        for number, touch in enumerate(touches):
             chunk_id = await _stored([cluster.nodes[number]], content, touch=touch)
         cluster.live.chunks.add(chunk_id)
         cluster.change_ring(range(3))
@@ -142,6 +143,23 @@ async def test_a_copy_gets_the_highest_touch_that_was_told() -> None:
         (stat,) = await cluster.nodes[2].store.stat([chunk_id])
         assert stat is not None
         assert stat.touch == 9
+
+
+async def test_a_source_whose_copy_is_known_to_be_bad_is_not_asked_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quarantined copy is no copy: only the other owner gets a request."""
+    async with ring_cluster(3, in_ring=2) as cluster:
+        chunk_ids = [await _stored(cluster.nodes[:2], _random(500, seed)) for seed in range(6)]
+        cluster.live.chunks.update(chunk_ids)
+        for chunk_id in chunk_ids:
+            cluster.nodes[0].store.damage(chunk_id)
+            cluster.nodes[0].store._quarantine(chunk_id)
+        cluster.change_ring(range(3))
+        requests = Requests(cluster.nodes[2].client, monkeypatch)
+        await _sweep(cluster, 2)
+        assert requests.several == [(cluster.nodes[1].node_id, 6)]
+        assert requests.single == []
 
 
 @pytest.mark.parametrize("size", [800, 100_000])
