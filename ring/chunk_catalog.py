@@ -84,7 +84,10 @@ class ChunkCatalog:
                 # Nothing went while this looked, so what it saw is still so: no query under the
                 # lock, which the event loop waits for.
                 if self._losses == losses:
-                    self._touches.raise_to(chunk_id, touch)
+                    if touch > row.touch:
+                        # Else it says nothing new, and would only take up memory: a move confirms
+                        # every chunk with the touch that it was written with.
+                        self._touches.raise_to(chunk_id, touch)
                     self._judged.discard(chunk_id)
                     return True
 

@@ -241,7 +241,10 @@ class PeerClient:
         """Have chunks confirmed for the drop of another copy: True where the peer owns and has it
         at this epoch, its touch raised to the one given and no further (rules D5, D10)."""
         body = encode_touches(touches)
-        flags = await self._ask(member, "POST", confirm_path(epoch), body, list[bool])
+        # It reads a record header for each, and nobody waits for it.
+        flags = await self._ask(
+            member, "POST", confirm_path(epoch), body, list[bool], seconds=WRITE_SECONDS
+        )
         return _as_many(flags, touches, member)
 
     async def ids(self, member: Member, after: bytes, limit: int) -> list[bytes]:

@@ -16,7 +16,7 @@ import pytest
 
 from ring.buffers import BufferPool
 from ring.chunk_index import ChunkIndex, Extent, IndexChange, IndexRow, partition_of, remove_index
-from ring.chunk_store import DiskChunkStore
+from ring.chunk_store import HEADERS_AT_ONCE, DiskChunkStore
 from ring.codec import encode
 from ring.errors import (
     ChunkDamagedError,
@@ -558,6 +558,19 @@ async def test_floor_raised_while_being_asked(bench: Bench) -> None:
 
         assert not await store.delete(chunk_id, unless=floor_rises)
         assert await content(store, chunk_id) == noise(5000)
+
+
+async def test_confirmations_of_what_is_known_take_no_memory(bench: Bench) -> None:
+    """A move confirms each chunk with the touch it was written with; that is remembered already, so
+    a million such confirmations raise no floor and delay no collection (D4)."""
+    async with bench.run() as store:
+        chunk_ids = [await put(store, noise(100, seed), touch=3) for seed in range(HEADERS_AT_ONCE)]
+        chunk_ids.append(await put(store, noise(200), touch=3))
+        assert all(await store.confirm([(chunk_id, 3) for chunk_id in chunk_ids]))
+        assert len(store._catalog._touches._raised) == 0
+        assert all(await store.confirm([(chunk_id, 4) for chunk_id in chunk_ids]))
+        stats = await store.stat(chunk_ids)
+        assert {stat.touch for stat in stats if stat is not None} == {4}
 
 
 async def test_outdated_suspicion(bench: Bench) -> None:
