@@ -214,9 +214,12 @@ def ring_change(
     """The next ring, if it is not as its members want it.
 
     Wanted in it is who is to stay and has caught up with the log: a voter has; a learner has where
-    no more voters are wanted, so that it stays one; who is in it already has. Members that moved to
-    another zone, or have another weight, are placed anew. Where somebody loses its place, what it
-    alone may have acknowledged is not to be referenced any more (rule D6): the floor rises.
+    no more voters are wanted, so that it stays one, and where it has announced a start of itself,
+    which takes applying what it announced: the group lists it as a learner before it has ever been
+    heard, and a node that died while it was admitted must not own chunks. Who is in it already
+    has. Members that moved to another zone, or have another weight, are placed anew. Where somebody
+    loses its place, what it alone may have acknowledged is not to be referenced any more (rule D6):
+    the floor rises.
     """
     staying = [
         record for record in members if record.intent == "stay" and record.stage != STAGE_LEAVING
@@ -226,7 +229,9 @@ def ring_change(
     wanted = {
         record.member.node_id: (record.member.zone, record.member.weight)
         for record in staying
-        if record.in_ring or record.stage == "voter" or (record.stage == "learner" and enough)
+        if record.in_ring
+        or record.stage == "voter"
+        or (record.stage == "learner" and enough and record.boot_counter > 0)
     }
     placed = {member.node_id: (member.zone, member.weight) for member in ring.members}
     if cluster.epoch == 0 or not wanted or wanted == placed:

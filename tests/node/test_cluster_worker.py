@@ -42,12 +42,13 @@ def record(
     in_ring: bool = True,
     intent: str = "stay",
     supported_version: int = 2,
+    boot_counter: int = 1,
 ) -> MemberRecord:
     return MemberRecord(
         member=Member(node_id=name, peer_address="", raft_address="", client_url=""),
         stage=stage,
         in_ring=in_ring,
-        boot_counter=1,
+        boot_counter=boot_counter,
         software_version="",
         intent=intent,
         supported_version=supported_version,
@@ -316,3 +317,15 @@ async def test_a_follower_reclaims_nothing() -> None:
     metadata.pending = True
     await ReclaimWorker(metadata, lambda: False, 60, Clock()).work()
     assert metadata.submitted == []
+
+
+def test_a_learner_that_was_never_heard_owns_nothing() -> None:
+    """It died while it was admitted: its share would be lacking on every file until it is back."""
+    placed = Membership(epoch=4, members=tuple(record(name).member for name in "abc"))
+    voters = [record(name) for name in "abc"]
+    silent = record("d", "learner", in_ring=False, boot_counter=0)
+    assert ring_change(cluster(), placed, [*voters, silent]) is None
+    heard = record("d", "learner", in_ring=False)
+    change = ring_change(cluster(), placed, [*voters, heard])
+    assert change is not None
+    assert change.node_ids == ("a", "b", "c", "d")
