@@ -246,6 +246,8 @@ class ClusterDocument(_Document, frozen=True):
     """What holds for the whole cluster and may change at any time, by name, units last."""
     collection_held: bool = False
     """Whether no space is reclaimed until an operator says so, after a restore from a backup."""
+    incarnation: int = 1
+    """Grows when the metadata are restored; nodes of another one are refused."""
     warnings: list[str] = []
     """What an operator should look at, one sentence each; empty where all is well."""
 

@@ -155,6 +155,7 @@ class ClusterGateway:
         document = ClusterDocument(
             cluster_id=self._identity.cluster_id,
             cluster_version=cluster.cluster_version,
+            incarnation=self._identity.incarnation,
             node_id=own_id,
             software_version=self._software_version,
             # A leader that no majority answers steps down, and a member that hears none forgets it.

@@ -250,7 +250,8 @@ async def ask_to_join(token: JoinToken, identity: Identity, member: Member) -> I
 
 
 async def _ask(urls: Sequence[str], envelope: bytes) -> bytes:
-    """The first answer; a refusal for good is final, anything else is tried again for a while."""
+    """The first answer; a refusal for good is final unless another node answers, anything else is
+    tried again for a while."""
     # The seal proves more than a certificate would, and a private one need not be known yet.
     unverified = ssl.create_default_context()
     unverified.check_hostname = False
@@ -259,21 +260,23 @@ async def _ask(urls: Sequence[str], envelope: bytes) -> bytes:
     for attempt in range(_ASK_ROUNDS):
         if attempt > 0:
             await asyncio.sleep(_ASK_PAUSE_SECONDS)
+        refused: RefusedError | None = None
         for url in urls:
             async with contextlib.AsyncExitStack() as stack:
                 client = await stack.enter_async_context(GatewayClient(url, tls=unverified))
                 try:
                     return await client.join(envelope)
                 except RefusedError as error:
-                    if not error.retryable:
-                        hint = _NEW_TOKEN if error.code == "token_invalid" else ""
-                        raise JoinError(
-                            f"The cluster does not admit this node: {error.detail.rstrip('.')}."
-                            + hint
-                        ) from error
+                    # Another one may know better: this may be a node that a restore left behind.
+                    refused = refused if error.retryable else error
                     last = error
                 except UnreachableError as error:
                     last = error
+        if refused is not None:
+            hint = _NEW_TOKEN if refused.code == "token_invalid" else ""
+            raise JoinError(
+                f"The cluster does not admit this node: {refused.detail.rstrip('.')}." + hint
+            ) from refused
     raise JoinError(
         f"No node of the cluster answers at {', '.join(urls)}: {last}. Try again; the token stays "
         "good until it expires."

@@ -316,13 +316,21 @@ class Node:
         with self._metadata.snapshot() as snapshot:
             return [record.member for record in snapshot.members()]
 
+    def _knows_leader(self) -> bool:
+        return self._metadata.status().leader_id is not None
+
     def _leads(self) -> bool:
         return self._metadata.status().role == "leader"
 
     # --- what the cluster gateway asks -------------------------------------------------------
 
     def unready(self) -> str | None:
-        if self._unready is None and self._metadata.status().leader_id is None:
+        if (
+            self._metadata.other_incarnation > self._identity.incarnation
+            and not self._knows_leader()
+        ):
+            return "the metadata were restored elsewhere, and this node is of a former incarnation"
+        if self._unready is None and not self._knows_leader():
             return "this node knows no leader"
         if self._unready is None and self._membership.intent == "leave":
             # It serves to its end, but new connections had better go to the others.

@@ -284,7 +284,7 @@ def recover(disk: FakeFileSystem) -> None:
         "/data/raft-77",
         RECOVERED,
         base=Base(9, 4),
-        configuration=Configuration(("node",), (), ("gone",)),
+        configuration=Configuration(("node", "b", "c"), ("d",), ("gone",)),
         settings=SETTINGS,
     )
     write_file_atomically(disk, "/data/identity", b"new")

@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gateway.client import RefusedError
+from gateway.documents import Problem
 from gateway.errors import ApiError
 from metadata_raft.commands import SYSTEM
 from node import join
@@ -172,3 +174,41 @@ async def test_nobody_joins_with_the_addresses_of_a_member(
     with metadata.snapshot() as snapshot:
         assert len(snapshot.members()) == 2
     await ask_to_join(again, identity, wiped)
+
+
+async def test_m7_a_node_that_a_restore_left_behind_does_not_answer_for_the_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its refusal is heard to the end of the list only: a token names all addresses of members."""
+    asked: list[str] = []
+
+    class Client:
+        def __init__(self, url: str, tls: object) -> None:
+            self._url = url
+
+        async def __aenter__(self) -> Client:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def join(self, envelope: bytes) -> bytes:
+            asked.append(self._url)
+            if self._url == "old":
+                raise RefusedError(
+                    Problem(
+                        type="",
+                        title="",
+                        status=403,
+                        code="token_invalid",
+                        detail="the token is not one of ours",
+                        retryable=False,
+                    )
+                )
+            return envelope[::-1]
+
+    monkeypatch.setattr(join, "GatewayClient", Client)
+    assert await join._ask(["old", "new"], b"abc") == b"cba"
+    with pytest.raises(JoinError, match="not one of ours"):
+        await join._ask(["old"], b"abc")
+    assert asked == ["old", "new", "old"]
