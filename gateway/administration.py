@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 
 _NONE: frozenset[str] = frozenset()
 
+BACKUP_SECONDS_LIMIT = 6 * 3600.0
+"""How long a backup may take: a copy of the state takes space on the node's disk meanwhile."""
+
 BACKUP_HEADERS = {
     **PROTECTIVE_HEADERS,
     "Content-Type": "application/octet-stream",
@@ -135,10 +138,11 @@ async def send_backup(
     response = web.StreamResponse(headers=BACKUP_HEADERS)
     await response.prepare(request)
     try:
-        async for piece in pieces:
-            async with asyncio.timeout(silence_seconds):
-                await response.write(piece)
-        await response.write_eof()
+        async with asyncio.timeout(BACKUP_SECONDS_LIMIT):
+            async for piece in pieces:
+                async with asyncio.timeout(silence_seconds):
+                    await response.write(piece)
+            await response.write_eof()
     except ConnectionError:
         raise
     except Exception as error:

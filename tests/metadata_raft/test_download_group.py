@@ -15,6 +15,7 @@ from metadata_raft.commands import (
     SYSTEM,
     AdmitMember,
     BootstrapCluster,
+    BucketDone,
     CreateBucket,
     CreateJoinToken,
     Failure,
@@ -193,4 +194,48 @@ async def test_m6_lagging_voter_downloads_the_state(start: Starter, tmp_path: Pa
         assert snapshot.file("bucket", "before") is not None
         assert snapshot.file("bucket", "more-2/3/99") is not None
     await wait_for(lambda: again.applied().index == leader.applied().index, "the rest of the log")
+    assert await equal(leader, again)
+
+
+async def test_m6_a_lagging_voter_catches_up_under_load(start: Starter, tmp_path: Path) -> None:
+    """While writing goes on the state arrives, the log goes on behind it, and a request
+    of the lagging node that was carried out in what it skipped is answered, once."""
+    leader = await founder(start, tmp_path)
+    seeds = (MemberAddress(node_id=FOUNDER, raft_address=leader.listen_address),)
+    await join(start, leader, settings(tmp_path, JOINER, seeds=seeds))
+    third_settings = settings(tmp_path, THIRD, seeds=seeds)
+    third = await join(start, leader, third_settings)
+    await third.stop()
+    # Carried out by the others while the node that asked for it was cut off.
+    request_id = bytes(range(16))
+    created = CreateBucket(name="skipped", actor=SYSTEM)
+    assert await leader.submit(created, request_id=request_id) == BucketDone(created=True)
+    behind = leader.status().last_index
+    for number in range(3):
+        await fill(leader, f"more-{number}")
+    await wait_for(lambda: leader.status().first_index > behind, "the compaction")
+
+    stop = asyncio.Event()
+
+    async def write() -> int:
+        number = 0
+        while not stop.is_set():
+            await put(leader, f"meanwhile/{number}")
+            number += 1
+            await asyncio.sleep(0.002)
+        return number
+
+    writing = asyncio.create_task(write())
+    again = await start(third_settings)
+    answer = await again.submit(created, request_id=request_id, timeout_seconds=WAIT_SECONDS)
+    assert answer == BucketDone(created=True)
+    await wait_for(lambda: again.status().first_index > behind, "its log to begin anew")
+    with again.snapshot() as snapshot:
+        assert snapshot.bucket("skipped") is not None
+    await again.barrier(timeout_seconds=WAIT_SECONDS)
+    stop.set()
+    last = await writing - 1
+    await again.barrier(timeout_seconds=WAIT_SECONDS)
+    with again.snapshot() as snapshot:
+        assert snapshot.file("bucket", f"meanwhile/{last}") is not None
     assert await equal(leader, again)
