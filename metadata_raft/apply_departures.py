@@ -157,7 +157,7 @@ def _too_few(state: WorkingState, command: SetMemberIntent) -> str | None:
     if command.intent == "remove" or command.reduce_copies or left == ring:
         return None
     if len(left) < replicas:
-        return f"{len(left)} nodes would be left in the ring, for {replicas} copies of each chunk."
+        return f"Only {len(left)} of the nodes would be left, for {replicas} copies of each chunk."
     return None
 
 

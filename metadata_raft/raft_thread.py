@@ -481,8 +481,13 @@ class RaftThread:
     # --- membership and addresses -------------------------------------------------------------
 
     def _read_stages(self) -> Mapping[NodeId, str]:
+        """The members' stages as committed now; none where they can't be read at the moment, for
+        steps decided on old ones would be refused, ten times a second."""
         version = self._state.applied.members_version
-        if version != self._stages[0] and (members := self._read_members()) is not None:
+        if version != self._stages[0]:
+            members = self._read_members()
+            if members is None:
+                return {}
             self._stages = (version, {each.member.node_id: each.stage for each in members})
         return self._stages[1]
 

@@ -144,7 +144,7 @@ def test_the_ring_keeps_as_many_nodes_as_there_are_copies(replica: Replica) -> N
     refusal = intend(replica, 3, "drain")
     assert refusal == Failure(
         code="too_few_nodes",
-        detail="2 nodes would be left in the ring, for 3 copies of each chunk.",
+        detail="Only 2 of the nodes would be left, for 3 copies of each chunk.",
     )
     assert code(intend(replica, 3, "leave")) == "too_few_nodes"
     assert intend(replica, 4, "leave") == Done(), "it counts no more already"
