@@ -210,6 +210,8 @@ class DataPlane:
             interval=lambda: self._cluster_settings().scrub_interval_seconds,
             is_busy=self._clients_active,
         )
+        if self._store.is_index_new:
+            self._scrubber.start_now()
 
     async def serve(self) -> None:
         """Answer peers, and be able to ask them. Raises PortTakenError."""

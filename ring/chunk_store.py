@@ -93,6 +93,10 @@ class DiskChunkStore:
         self._on_damage = on_damage if on_damage is not None else _ignore
         self._in_flight: dict[bytes, asyncio.Future[None]] = {}
         self._damage_found = 0
+        self._is_index_made = False
+        self.is_index_new = False
+        """The start has built the index from the volumes: which copies had been found bad is not
+        known any more."""
 
     async def start(self) -> None:
         """Recover what is there. Raises StoreFailedError where the directory is of no use."""
@@ -100,6 +104,7 @@ class DiskChunkStore:
         recovered = await asyncio.to_thread(self._open)
         self._volumes = recovered.volumes
         self._damage_found = recovered.damage_found
+        self.is_index_new = self._is_index_made and bool(recovered.volumes)
         self._reader = ChunkReader(self._volumes)
         self._catalog = ChunkCatalog(self._index, Touches())
         self._changes = StoreChanges(
@@ -130,12 +135,14 @@ class DiskChunkStore:
         try:
             prepare_directory(filesystem, directory)
             self._index = open_index(self._index_path)
+            self._is_index_made = not self._index.volumes()
             try:
                 return recover(filesystem, directory, self._index)
             except IndexDamagedError as error:
                 _log.warning("%s; it is built anew from the volumes", error)
                 self._index.close()
                 remove_index(self._index_path)
+                self._is_index_made = True
                 self._index = ChunkIndex(self._index_path)
                 return recover(filesystem, directory, self._index)
         except (OSError, StoreFullError) as error:

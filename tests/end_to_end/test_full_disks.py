@@ -20,7 +20,7 @@ from tests.end_to_end.cluster import (
 from tests.end_to_end.copies import bad_copies, referenced_chunks
 from tests.end_to_end.small_disk import free_bytes, small_disk, use_up
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MIB = 1024 * 1024
 RESERVE_BYTES = 64 * MIB

@@ -21,7 +21,7 @@ from tests.end_to_end.cluster import (
 )
 from tests.end_to_end.copies import bad_copies, referenced_chunks
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(900)]
 
 CHUNK_BYTES = 64 * 1024
 SIZES = (5_000, 70_000, 300_000, 700_000)
@@ -132,6 +132,14 @@ async def test_all_kinds_of_damage_are_healed_from_the_other_nodes(tmp_path: Pat
         assert "chunk index" in said[0]
         unindexed.start()
         await unindexed.wait_ready()
+
+        async def scrubbed_again() -> bool:
+            return bool((await load(cluster, unindexed))["scrub_passes"] == 2)
+
+        # What had been found bad is not known to a new index.
+        await wait_until(
+            scrubbed_again, timeout_seconds=PATIENCE_SECONDS, what="a scrub behind the new index"
+        )
         await wait_healed(cluster, unindexed, chunks=chunks, found=0)
         await all_read()
 

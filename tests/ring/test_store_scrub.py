@@ -14,7 +14,7 @@ import pytest
 
 from ring import store_scrub
 from ring.buffers import BufferPool
-from ring.chunk_index import IndexRow
+from ring.chunk_index import IndexRow, remove_index
 from ring.chunk_store import DiskChunkStore
 from ring.errors import ChunkDamagedError, StoreFailedError
 from ring.filesystem import FileSystem, RealFileSystem
@@ -67,6 +67,9 @@ class Bench:
 
     def path(self, volume: int) -> str:
         return os.path.join(self.directory, f"{volume:010d}.volume")
+
+    def overwrite_index(self, data: bytes) -> None:
+        Path(self.index_path).write_bytes(data)
 
     def flip(self, row: IndexRow, *, at: int) -> None:
         """Flip a bit of a record on the disk, `at` bytes from its start."""
@@ -337,3 +340,26 @@ async def test_files_that_are_in_place_are_left_alone(real: Bench) -> None:
             assert await store.scrub.check_files() == 0
         assert real.failures == []
         assert real.damage == []
+
+
+async def test_a_new_index_knows_no_damage(real: Bench) -> None:
+    """The store says that its index was built from the volumes: what had been found bad counts as
+    sound again until it is read, so a scrub is due. An index that is kept is not a new one."""
+    async with real.run() as store:
+        assert not store.is_index_new
+        chunk_id = await put(store, noise(3000))
+        # A later group vouches that this one was durable, so a rebuild does not hash it again.
+        await put(store, noise(3000, 1))
+        real.flip(row_of(store, chunk_id), at=1000)
+        assert (await whole_pass(store))[1] == 1
+    async with real.run() as store:
+        assert not store.is_index_new
+        assert store.quarantined(10) == [chunk_id]
+    remove_index(real.index_path)
+    async with real.run() as store:
+        assert store.is_index_new
+        assert store.quarantined(10) == []
+        assert (await whole_pass(store))[1] == 1
+    real.overwrite_index(b"no index")
+    async with real.run() as store:
+        assert store.is_index_new
