@@ -219,7 +219,10 @@ class ChunksDocument(_Document, frozen=True):
     eta_seconds: float | None = None
     """Until the last node has its copies, at the present rate; null where it is not known."""
     scrub_age_seconds: float | None = None
-    """Since the longest unchecked node was read through in full; null where none says."""
+    """Since the longest unchecked node was read through in full, or its store was made; null where
+    none says."""
+    scrub_passes: int | None = None
+    """Whole scrubs of the node that has had the fewest; null where none says."""
     scrub_percent: float | None = None
     """How far the present scrub is on the node where it is least far; null where none runs."""
 

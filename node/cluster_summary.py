@@ -39,5 +39,6 @@ def summarise(members: Sequence[MemberDocument], own_id: str) -> ChunksDocument:
         # Nodes fetch at the same time, so the slowest is the last; one without a rate yet hides it.
         eta_seconds=max(etas) if etas and bytes_left else None,
         scrub_age_seconds=max(each("scrub_age_seconds"), default=None),
+        scrub_passes=int(min(passes)) if (passes := each("scrub_passes")) else None,
         scrub_percent=min(each("scrub_percent"), default=None),
     )

@@ -100,7 +100,8 @@ def _settled(cluster: ClusterDocument) -> tuple[str, str]:
 def _moves(cluster: ClusterDocument) -> str:
     chunks = cluster.chunks
     if not chunks.bytes_left:
-        return "none"
+        count = chunks.misplaced_copies
+        return f"{count} {'copy' if count == 1 else 'copies'} to be dropped" if count else "none"
     rate = f", {output.size(int(chunks.bytes_per_second))}/s" if chunks.bytes_per_second else ""
     eta = f", about {duration(chunks.eta_seconds)}" if chunks.eta_seconds is not None else ""
     return f"{output.size(chunks.bytes_left)} left{rate}{eta}"
@@ -109,7 +110,11 @@ def _moves(cluster: ClusterDocument) -> str:
 def _scrub(cluster: ClusterDocument) -> str:
     chunks = cluster.chunks
     age, percent = chunks.scrub_age_seconds, chunks.scrub_percent
-    last = "no full one yet" if age is None else f"last full one {duration(age)} ago"
+    last = (
+        f"last full one {duration(age)} ago"
+        if age is not None and chunks.scrub_passes
+        else ("not every node has had a full one yet")
+    )
     return last if percent is None else f"{last}; this one {percent:.0f} %"
 
 

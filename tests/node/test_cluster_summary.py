@@ -16,6 +16,7 @@ def test_what_nodes_lack_and_hold_in_excess_is_added_up() -> None:
                 "repair_bytes_per_second": 10.0,
                 "repair_eta_seconds": 30.0,
                 "scrub_age_seconds": 50.0,
+                "scrub_passes": 3.0,
             }
         ),
         member(
@@ -27,6 +28,7 @@ def test_what_nodes_lack_and_hold_in_excess_is_added_up() -> None:
                 "repair_eta_seconds": 100.0,
                 "moves_misplaced_copies": 6.0,
                 "scrub_age_seconds": 70.0,
+                "scrub_passes": 1.0,
                 "scrub_percent": 25.0,
             },
         ),
@@ -38,6 +40,7 @@ def test_what_nodes_lack_and_hold_in_excess_is_added_up() -> None:
     assert (found.quarantined_chunks, found.unrecoverable_chunks) == (1, 2)
     assert (found.bytes_left, found.bytes_per_second, found.eta_seconds) == (400, 11.0, 100.0)
     assert (found.scrub_age_seconds, found.scrub_percent) == (70.0, 25.0)
+    assert found.scrub_passes == 1
 
 
 def test_without_an_answer_from_every_node_of_the_ring_the_sum_is_not_complete() -> None:

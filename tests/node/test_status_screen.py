@@ -33,7 +33,7 @@ def test_a_healthy_cluster_on_eighty_columns() -> None:
         ring     epoch 3, 3 nodes, 3 copies wanted
         chunks   0 lacking, 0 misplaced, 0 damaged, 0 unrecoverable
         moves    none
-        scrub    no full one yet
+        scrub    not every node has had a full one yet
 
         No warnings.
 
@@ -53,6 +53,7 @@ def test_a_move_under_way_tells_what_is_left() -> None:
         "repair_bytes_per_second": 50.0 * 1024**2,
         "repair_eta_seconds": 190.0,
         "scrub_age_seconds": 3.5 * 86_400,
+        "scrub_passes": 2.0,
         "scrub_percent": 41.7,
     }
     drained = member(4, stage="learner", intent="drain", in_ring=False,
@@ -64,6 +65,8 @@ def test_a_move_under_way_tells_what_is_left() -> None:
     assert "moves    9.0 GiB left, 50.0 MiB/s, about 3 min" in lines
     assert "scrub    last full one 3 days ago; this one 42 %" in lines
     assert sum(line.startswith("! ") for line in lines) == 2
+    handed_over = cluster(own(), member(2), member(3, load={"moves_misplaced_copies": 1.0}))
+    assert "moves    1 copy to be dropped" in text(handed_over, None).splitlines()
 
 
 def test_without_a_majority_it_says_so_on_a_narrow_screen() -> None:
@@ -89,7 +92,8 @@ def test_without_a_majority_it_says_so_on_a_narrow_screen() -> None:
                  damaged, 0 unrecoverable (not
                  all nodes answer)
         moves    none
-        scrub    no full one yet
+        scrub    not every node has had a full
+                 one yet
 
         ! No quorum: this node knows no leader;
           1 of 3 voters answer it, 2 are needed.
