@@ -66,7 +66,7 @@ from tests.fakes.ring_nodes import CLUSTER_ID, SECRET
 
 BUCKET = "box"
 
-NESTED_SECONDS = 60.0
+NESTED_SECONDS = 240.0
 """How long a writer thread waits for what happens while it judges."""
 
 UNITS_MAX = 60
