@@ -232,13 +232,15 @@ async def test_m7_a_client_of_another_incarnation_is_refused() -> None:
                 context = client_context(identity) if tls else None
                 client = PeerClient(identity, pool=BufferPool(), tls=context)
                 await client.start()
-                if answered:
-                    assert (await client.status(node.member)).node_id == node.member.node_id
-                else:
-                    with pytest.raises(PeerRefusedError, match=f"{CLUSTER_ID}/1") as caught:
-                        await client.status(node.member)
-                    assert caught.value.code == "wrong_cluster"
-                await client.close()
+                try:
+                    if answered:
+                        assert (await client.status(node.member)).node_id == node.member.node_id
+                    else:
+                        with pytest.raises(PeerRefusedError, match=f"{CLUSTER_ID}/1") as caught:
+                            await client.status(node.member)
+                        assert caught.value.code == "wrong_cluster"
+                finally:
+                    await client.close()
 
 
 async def test_a_restarted_peer_is_greeted_anew() -> None:
