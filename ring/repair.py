@@ -158,6 +158,8 @@ class Repairer:
         self._swept_epoch: int | None = None
         """The epoch of the latest sweep that ended."""
         self._next_sweep_at: float = 0.0
+        self._begin_at: float = 0.0
+        """When a sweep may be begun after one that could not."""
         self._sweep_pause = SWEEP_SECONDS_MIN
         self._missing: set[bytes] = set()
         """Found on no node since the present or latest sweep began."""
@@ -240,8 +242,10 @@ class Repairer:
         if self._sweep is None:
             if self._swept_epoch == ring.epoch and now < self._next_sweep_at:
                 return ROUND_SECONDS
+            if now < self._begin_at:
+                return ROUND_SECONDS
             if not await self._begin_sweep():
-                return AGAIN_SECONDS
+                self._begin_at = now + AGAIN_SECONDS
             return 0.0
         return await self._work_sweep(ring, self._sweep)
 

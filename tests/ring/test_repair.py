@@ -323,6 +323,12 @@ async def test_a_sweep_begins_with_what_the_cluster_knows_now() -> None:
         await _work(cluster, [2])
         assert node.repairer.settled_epoch() is None
         assert not node.repairer.status().settled
+        # What is queued does not wait for that.
+        node.repairer.note_lacking(chunk_id, node.node_id)
+        await _work(cluster, [2], units=1)
+        assert cluster.holders(chunk_id) == [0, 1, 2]
+        assert await node.store.delete(chunk_id, unless=lambda row: False)
+        node.repairer._begin_at = 0.0
         node.view.refresh_error = None
         node.view.refresh = refresh_late  # type: ignore[method-assign]
         await _work(cluster, [2])
