@@ -5,7 +5,8 @@ whose partitions belong to others. Such a copy goes only when every owner of the
 confirmed that very chunk, at that same epoch and with a touch at least as high as this copy's; and
 only if, when the store's writer thread comes to it, epoch and touch are as they were and nobody has
 been told meanwhile that the chunk is here. What an owner lacks stays; owners fetch what they lack
-by themselves (`ring/repair.py`), and this asks again, after ever longer pauses.
+by themselves (`ring/repair.py`), and this asks again, after ever longer pauses. What nothing refers
+to is not asked about: nobody fetches it, and it stays until something does or it is collected.
 
 Looking costs nothing while all is in place: the store counts its chunks by partition, so only
 partitions that hold something misplaced are gone through. A crash loses nothing but the place in
@@ -51,6 +52,10 @@ AGAIN_SECONDS_MIN = 1.0
 AGAIN_SECONDS_MAX = 15.0
 """Between two passes while owners lack what is here; it doubles as long as nothing could go."""
 
+REST_FACTOR = 1
+"""The pause after a pass is at least so many times as long as that took: garbage of a large node
+that waits for its collection is not gone through all the time."""
+
 PAGES_IN_VAIN = 8
 """Pages of which nothing could go, though it should, one behind the other, after which a pass ends:
 owners fetch in the order of the ids too, so what follows is most likely lacking as well. The next
@@ -78,6 +83,7 @@ class _Pass:
     """One way through the partitions that hold something misplaced."""
 
     epoch: int
+    began_at: float
     partitions: list[int]
     """Still to be gone through, the next one last."""
     quarantined: list[bytes]
@@ -175,7 +181,7 @@ class Mover:
         ahead = [each for each in partitions if each >= self._next_partition]
         partitions = [*ahead, *(each for each in partitions if each < self._next_partition)]
         partitions.reverse()
-        return _Pass(ring.epoch, partitions, quarantined)
+        return _Pass(ring.epoch, now, partitions, quarantined)
 
     async def _misplaced_quarantined(self, ring: Ring) -> list[bytes]:
         if not self._store.statistics().quarantined:
@@ -212,6 +218,8 @@ class Mover:
         if not page and not current.partitions:
             self._end_pass(current)
             return
+        wanted = await loop.run_in_executor(self._workers, self._live.referenced, page)
+        page = [chunk_id for chunk_id in page if chunk_id in wanted]
         touches = {
             chunk_id: stat.touch
             for chunk_id, stat in zip(page, await self._store.stat(page), strict=True)
@@ -224,14 +232,10 @@ class Mover:
             dropped |= await self._drop(ring.epoch, {each: touches[each] for each in batch})
         current.dropped += len(dropped)
         self._dropped += len(dropped)
-        kept = [chunk_id for chunk_id in touches if chunk_id not in dropped]
-        if kept:
-            referenced = await loop.run_in_executor(self._workers, self._live.referenced, kept)
-            current.wanted += len(referenced)
-            current.in_vain += bool(referenced)
-        if dropped:
-            current.in_vain = 0
-        elif current.in_vain >= PAGES_IN_VAIN:
+        kept = len(touches) - len(dropped)
+        current.wanted += kept
+        current.in_vain = 0 if dropped else current.in_vain + bool(kept)
+        if current.in_vain >= PAGES_IN_VAIN:
             self._end_pass(current)
 
     def _end_pass(self, current: _Pass) -> None:
@@ -244,7 +248,8 @@ class Mover:
         self._settled_epoch = None if current.wanted else current.epoch
         if current.dropped:
             self._again_pause = AGAIN_SECONDS_MIN
-        self._again_at = asyncio.get_running_loop().time() + self._again_pause
+        now = asyncio.get_running_loop().time()
+        self._again_at = now + max(self._again_pause, REST_FACTOR * (now - current.began_at))
         self._again_pause = min(self._again_pause * 2, AGAIN_SECONDS_MAX)
 
     async def _confirmed(

@@ -72,6 +72,7 @@ async def _moved_one(cluster: RingCluster) -> tuple[bytes, RingNode]:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ring.moves.AGAIN_SECONDS_MIN", 0.0)
+    monkeypatch.setattr("ring.moves.REST_FACTOR", 0)
 
 
 async def test_each_chunk_ends_on_exactly_its_owners_when_a_node_joins() -> None:
@@ -279,7 +280,9 @@ async def test_nothing_is_dropped_before_touches_are_known() -> None:
         assert stat.touch == 5
 
 
-async def test_what_no_file_refers_to_stays_and_unsettles_nothing() -> None:
+async def test_what_no_file_refers_to_stays_and_unsettles_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A chunk staged at the old epoch stays with its old owners until something refers to it; then
     its new owners fetch it, and it moves."""
     async with ring_cluster(4, in_ring=3) as cluster:
@@ -290,7 +293,13 @@ async def test_what_no_file_refers_to_stays_and_unsettles_nothing() -> None:
             encoded = encode(memoryview(content))
             await cluster.nodes[number].store.put(chunk_id, encoded, touch=1)
         await _repair(cluster, [3])
-        await _move(cluster, [0], units=6)
+
+        async def nobody(*asked: object, **how: object) -> list[bool]:
+            raise AssertionError("owners are asked about what they will not fetch")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster.nodes[0].client, "confirm", nobody)
+            await _move(cluster, [0], units=6)
         assert cluster.holders(chunk_id) == [0, 1, 2]
         assert cluster.nodes[0].mover.status().settled
         cluster.live.chunks.add(chunk_id)
@@ -331,6 +340,7 @@ async def test_partitions_with_more_than_a_page(monkeypatch: pytest.MonkeyPatch)
     async with ring_cluster(4) as cluster:
         chunk_id, node = await _moved_one(cluster)
         crowd = [chunk_id[:2] + bytes([number]) * 30 for number in range(10)]
+        cluster.live.chunks.update(crowd)
         for each in crowd:
             for holder in cluster.nodes:
                 holder.store._chunks[each] = holder.store._chunks[chunk_id]
