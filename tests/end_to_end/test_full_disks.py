@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,28 @@ async def test_a_disk_without_a_byte(tmp_path: Path) -> None:
 
             await wait_until(reserved, timeout_seconds=PATIENCE_SECONDS, what="a reserve again")
             await stop_and_compare(cluster)
+
+
+async def test_a_start_on_a_full_disk(tmp_path: Path) -> None:
+    """Without room for a page it is one sentence, and nothing is harmed; with a mebibyte the node
+    is ready, for it gives up its reserve, and has all that it had."""
+    with small_disk(tmp_path / "node-1", DISK_MIB):
+        async with running_cluster(tmp_path, 1, **SETTINGS) as cluster:
+            (node,) = cluster.nodes
+            async with GatewayClient(node.url) as client:
+                await client.put(OPEN_BUCKET, "file-000", contents_of(0))
+            assert await node.stop() == 0
+            filler = use_up(node.data, "filler")
+            node.start()
+            assert await node.wait_exit(timeout_seconds=PATIENCE_SECONDS) == 1
+            said = [line for line in node.log().splitlines() if line.startswith("holdfast: ")]
+            assert len(said) == 1, node.log()
+            assert "space" in said[0]
+            assert "Traceback" not in node.log(200)
+            with filler.open("r+b") as file:
+                file.truncate(file.seek(0, os.SEEK_END) - MIB)
+            node.start()
+            await node.wait_ready()
+            await assert_readable([node], [0])
+            async with GatewayClient(node.url) as client:
+                await client.delete(OPEN_BUCKET, "file-000")
