@@ -387,7 +387,9 @@ async def test_settled_means_that_no_decision_of_before_is_under_way(tmp_path: P
             sweep = asyncio.create_task(world.repair(first))
             sweeps.append(sweep)
             # It ends, or waits behind the writer thread, which waits for this.
-            await eventually(lambda: sweep.done() or first.store.statistics().queue_depth > 0)
+            await eventually(
+                lambda: sweep.done() or first.store.statistics().queue_depth > 0, seconds=120
+            )
 
         assert await world.while_judging(first, first.drop, back)
         await sweeps[0]
