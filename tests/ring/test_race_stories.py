@@ -78,6 +78,21 @@ async def _stage(node: Node, *, touch: int, content: bytes = CONTENT) -> None:
     await node.store.put(blake3(content).digest(), encode(memoryview(content)), touch=touch)
 
 
+async def _referred(world: RaceWorld, node: Node, content: bytes) -> None:
+    """Another file refers to a staged chunk: misplaced copies move only then."""
+    written = ChunkWritten(blake3(content).digest(), len(content), world.ring.epoch)
+    assert await world.commit(Upload(node, content, node.view.generation(), written), "another")
+    for each in world.alive:
+        await each.view.refresh()
+
+
+async def _not_referred(world: RaceWorld) -> None:
+    await world.delete("another")
+    await world.reclaim()
+    for each in world.alive:
+        await each.view.refresh()
+
+
 async def _has(node: Node, content: bytes = CONTENT) -> bool:
     (stat,) = await node.store.stat([blake3(content).digest()])
     return stat is not None
@@ -260,12 +275,14 @@ async def test_an_owner_keeps_what_it_confirmed_as_long_as_the_asker_would(tmp_p
         owner, other = world.nodes
         content = _content_of(world, 0)
         await _stage(owner, touch=0, content=content)
+        await _referred(world, owner, content)
         await _generations(world, 2)
         await _stage(other, touch=2, content=content)
         acknowledged = ChunkWritten(blake3(content).digest(), len(content), world.ring.epoch)
         upload = Upload(other, content, 2, acknowledged)
         await other.drop()
         assert not await _has(other, content)
+        await _not_referred(world)
         await owner.collect()
         assert await world.commit(upload, "a")
         await world.assert_nothing_lost()
@@ -278,6 +295,7 @@ async def test_a_copy_touched_since_it_was_confirmed_stays(tmp_path: Path) -> No
         content = _content_of(world, 0)
         await _stage(owner, touch=0, content=content)
         await _stage(other, touch=0, content=content)
+        await _referred(world, owner, content)
         await _generations(world, 2)
         upload = Upload(other, content, 2, ChunkWritten(blake3(content).digest(), len(content), 1))
 
@@ -285,6 +303,7 @@ async def test_a_copy_touched_since_it_was_confirmed_stays(tmp_path: Path) -> No
             await _stage(other, touch=2, content=content)
 
         await world.after_confirming(other, other.drop, stands_in)
+        await _not_referred(world)
         await owner.collect()
         assert await world.commit(upload, "a")
         await world.assert_nothing_lost()
@@ -358,10 +377,12 @@ async def test_an_upload_that_finds_a_copy_stops_its_drop(tmp_path: Path) -> Non
         content = _content_of(world, 1)
         await _stage(staying, touch=0, content=content)
         await _stage(leaving, touch=0, content=content)
+        await _referred(world, leaving, content)
         upload = Upload(staying, content, 0)
 
         async def found(_: bytes) -> None:
             await _new_ring(world, [0])
+            await _not_referred(world)
             assert await world.write(upload)
 
         assert await world.while_judging(staying, staying.drop, found)
