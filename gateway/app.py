@@ -103,8 +103,10 @@ _VITAL = frozenset({paths.HEALTH_LIVE, paths.HEALTH_READY, paths.METRICS})
 """Answered however many requests there are: a node under load must not look dead."""
 
 
-_WATCHING = _VITAL | {paths.HEALTH_CLUSTER, paths.CLUSTER, paths.RING}
-"""Asked by who watches the cluster: that is no traffic which background work has to yield to."""
+def _is_steering(template: str) -> bool:
+    """Whether it is asked by who watches or steers the cluster: that is no traffic which background
+    work has to yield to."""
+    return template in _VITAL or template.startswith((paths.CLUSTER, paths.HEALTH_CLUSTER))
 
 
 class _Route(NamedTuple):
@@ -112,7 +114,7 @@ class _Route(NamedTuple):
     operation: str
     """Its label in the metrics."""
     is_vital: bool
-    is_watching: bool
+    is_steering: bool
 
 
 class Gateway:
@@ -128,7 +130,7 @@ class Gateway:
         self._routes = {
             template: {
                 method: _Route(
-                    handler, f"{method} {template}", template in _VITAL, template in _WATCHING
+                    handler, f"{method} {template}", template in _VITAL, _is_steering(template)
                 )
                 for method, handler in methods.items()
             }
@@ -145,7 +147,7 @@ class Gateway:
             target = paths.parse_target(request.raw_path)
             route = self._route(request.method, target.route)
             operation = route.operation
-            if not route.is_watching:
+            if not route.is_steering:
                 self._on_request()
             if progress[0] > self._requests_max and not route.is_vital:
                 response = problem_response(
@@ -255,7 +257,7 @@ def make_server(
     """Put a gateway together; the event loop must be running.
 
     `workers` runs hashing and listings. `registry` is what /metrics shows; one of its own if None.
-    `on_request` is called as requests of clients come, other than those that watch the cluster.
+    `on_request` is called as requests of clients come; who watches or steers the cluster is none.
     """
     in_progress = [0]
     metrics = Metrics(registry or CollectorRegistry(), in_progress=lambda: in_progress[0])

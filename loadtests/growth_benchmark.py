@@ -1,14 +1,17 @@
 """What it costs when a fourth node joins three: for the copies that move, and for who reads.
 
 `rebalance` stores enough that some 10 GB belong on the joining node, lets it join without a limit
-on the rate, and compares the time until it has them with the time in which as many streams fetch as
-many bytes from the bare handler. Meanwhile 64 KiB GETs go on at all nodes; their p99 is compared
-with what it was just before. `four-nodes` repeats streams and requests on the four.
+on the rate, and compares the time until it has them with the time in which as many streams copy as
+many bytes from the bare handler to the same disk, synced as ours are. Meanwhile 64 KiB GETs go on
+at all nodes; their p99 is compared with what it was just before. `four-nodes` repeats streams and
+requests on the four.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -169,22 +172,26 @@ class Growth:
         )
 
     def _copy_bare(self, size: int) -> float:
-        """Fetch `size` bytes in chunks by as many streams as repair uses; returns the seconds."""
+        """Copy `size` bytes from the bare handler to files, in chunks and by as many streams as
+        repair uses, each chunk synced before the next; returns the seconds."""
         target = self._rig.bare_target(f"/source/{CHUNK_SIZE}/chunk")
         left = [target] * -(-size // CHUNK_SIZE)
 
-        def fetch() -> None:
-            while left:
-                try:
-                    each: Target = left.pop()
-                except IndexError:
-                    return
-                if download(each).size != CHUNK_SIZE:
-                    raise TransferError(f"{each.path}: too short")
+        def copy() -> None:
+            with tempfile.TemporaryFile(dir=self._rig.cluster.folder, buffering=0) as file:
+                while left:
+                    try:
+                        each: Target = left.pop()
+                    except IndexError:
+                        return
+                    got = download(each, into=file.fileno())
+                    if got.size != CHUNK_SIZE:
+                        raise TransferError(f"{each.path}: too short")
+                    os.fdatasync(file.fileno())
 
         began = time.perf_counter()
         with ThreadPoolExecutor(FETCHES_AT_ONCE) as threads:
-            for stream in [threads.submit(fetch) for _ in range(FETCHES_AT_ONCE)]:
+            for stream in [threads.submit(copy) for _ in range(FETCHES_AT_ONCE)]:
                 stream.result()
         return time.perf_counter() - began
 

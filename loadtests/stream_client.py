@@ -109,13 +109,14 @@ class UploadSource:
             offset, length = offset + sent, length - sent
 
 
-def download(target: Target, *, verify: bool = False) -> Transfer:
-    """Receive one body of known length; hash it where `verify` says so.
+def download(target: Target, *, verify: bool = False, into: int | None = None) -> Transfer:
+    """Receive one body of known length; hash it where `verify` says so, and write it to the
+    descriptor `into`.
 
     Raises TransferError on a status other than 200 or 206, or a body that ends early.
     """
     with _connect(target) as connection:
-        return download_over(connection, target, verify=verify)
+        return download_over(connection, target, verify=verify, into=into)
 
 
 def connect(target: Target) -> socket.socket:
@@ -123,7 +124,9 @@ def connect(target: Target) -> socket.socket:
     return _connect(target)
 
 
-def download_over(connection: socket.socket, target: Target, *, verify: bool = False) -> Transfer:
+def download_over(
+    connection: socket.socket, target: Target, *, verify: bool = False, into: int | None = None
+) -> Transfer:
     """As `download`, over a connection that is kept."""
     began = time.perf_counter()
     connection.sendall(_request_head("GET", target, None))
@@ -135,6 +138,8 @@ def download_over(connection: socket.socket, target: Target, *, verify: bool = F
     first_byte = time.perf_counter() - began if rest or length == 0 else None
     if hasher is not None:
         hasher.update(rest)
+    if into is not None:
+        os.write(into, rest)
     received = len(rest)
     buffer = memoryview(bytearray(_RECEIVE_SIZE))
     while received < length:
@@ -145,6 +150,8 @@ def download_over(connection: socket.socket, target: Target, *, verify: bool = F
             first_byte = time.perf_counter() - began
         if hasher is not None:
             hasher.update(buffer[:count])
+        if into is not None:
+            os.write(into, buffer[:count])
         received += count
     seconds = time.perf_counter() - began
     return Transfer(

@@ -100,10 +100,11 @@ async def test_a_backup_is_for_administrators_and_never_ends_short(gateway: Serv
 
 async def test_who_watches_is_no_client(gateway: Serving) -> None:
     """Background work yields to requests for files and buckets, refused ones included; not to
-    health checks, metrics and whoever looks at the cluster's status."""
+    health checks, metrics and whoever looks at the cluster's status, or tells a node to drain."""
     for path in ("/health/live", "/health/ready", "/health/cluster", "/metrics"):
         await gateway.request("GET", path, key=None)
     await gateway.request("GET", "/api/v1/cluster")
+    await gateway.request("POST", "/api/v1/cluster/members/some-node/drain")
     assert gateway.noted == []
     await gateway.file("PUT", "box/small", data=b"inline")
     assert len(gateway.noted) == 1
