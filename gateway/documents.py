@@ -328,6 +328,8 @@ class SettingsChange(_Request, frozen=True):
 
     repair_bytes_per_second: Rate | msgspec.UnsetType | None = msgspec.UNSET
     """What a node fetches for repair and moves at most; 0 is without limit."""
+    repair_bytes_per_second_beside_clients: Rate | msgspec.UnsetType | None = msgspec.UNSET
+    """The same while clients are served; 0 is without a limit but a quarter of the other."""
     scrub_bytes_per_second: Rate | msgspec.UnsetType | None = msgspec.UNSET
     """What a node reads to verify its chunks at most; 0 is without limit."""
     scrub_interval_seconds: Rate | msgspec.UnsetType | None = msgspec.UNSET
@@ -338,6 +340,7 @@ class SettingsDocument(_Document, frozen=True):
     """What holds for the whole cluster and may change at any time."""
 
     repair_bytes_per_second: int
+    repair_bytes_per_second_beside_clients: int
     scrub_bytes_per_second: int
     scrub_interval_seconds: int
 

@@ -104,6 +104,10 @@ class ClusterSettings(_Record, frozen=True, omit_defaults=True):
 
     repair_bytes_per_second: int = 100 * 1024 * 1024
     """What each node fetches at most for repair and moves; 0: no limit."""
+    repair_bytes_per_second_beside_clients: int = 24 * 1024 * 1024
+    """The same while clients are served, when a quarter of the other is used at most anyway; 0: no
+    limit but that. Three large chunks a second occupy disk and processors for some hundredth of the
+    time."""
     scrub_bytes_per_second: int = 20 * 1024 * 1024
     """What each node reads at most for scrubbing; 0: no limit."""
     scrub_interval_seconds: int = 14 * 24 * 3600

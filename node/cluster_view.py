@@ -23,7 +23,7 @@ NO_MEMBERSHIP = Membership(epoch=0, members=())
 
 FORMER_MANY = 64
 """More former placements than this are worth a warning: the cluster changes faster than it
-settles, and a read that misses everywhere else asks the owners in each of them."""
+settles, and a read that misses elsewhere asks member after member."""
 
 
 class ViewSnapshot(Protocol):

@@ -85,7 +85,9 @@ class DataPlane:
         self._repair_workers = ThreadPoolExecutor(REPAIR_THREADS, thread_name_prefix="repair")
         self.clients = ClientActivity()
         self._throttle = Throttle(
-            lambda: cluster_settings().repair_bytes_per_second, clients=self._clients_active
+            lambda: cluster_settings().repair_bytes_per_second,
+            clients=self._clients_active,
+            beside_clients=lambda: cluster_settings().repair_bytes_per_second_beside_clients,
         )
         self._node_id = identity.node_id
         self._workers = workers

@@ -48,6 +48,9 @@ CLUSTER: Mapping[str, Figure] = {
     "cluster_generation": Figure("The generation that garbage collection runs on"),
     "cluster_version": Figure("The version of commands that all nodes have agreed on"),
     "setting_repair_bytes_per_second": Figure("The cluster's setting; 0: without limit"),
+    "setting_repair_bytes_per_second_beside_clients": Figure(
+        "The cluster's setting; 0: a quarter of the other while clients are served"
+    ),
     "setting_scrub_bytes_per_second": Figure("The cluster's setting; 0: without limit"),
     "setting_scrub_interval_seconds": Figure("The cluster's setting; 0: only when told to"),
     "collection_held": Figure("1: no space is reclaimed, after a restore, until it is resumed"),

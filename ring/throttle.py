@@ -1,8 +1,9 @@
 """How fast a node moves copies: bytes per second as the operator sets them, clients first.
 
-One `Throttle` paces all that a node fetches or sends for repair and rebalancing. The rate is asked
+One `Throttle` paces all that a node fetches or sends for repair and rebalancing. Rates are asked
 for anew all the time, so a change takes effect at once, also for who is waiting. While clients are
-being served, here or on the nodes that copies come from, only a part of it is used.
+being served, here or on the nodes that copies come from, only a part of the rate is used, and no
+more than another one that is for such times.
 """
 
 from __future__ import annotations
@@ -18,10 +19,6 @@ that a client which sends one request after the other is noticed as one that is 
 
 CLIENTS_DIVISOR = 4
 """The part of the rate that is left for copies while clients are served."""
-
-BESIDE_CLIENTS_MAX = 24 * 1024 * 1024
-"""Bytes per second beside clients at most, also at an unlimited rate: three large chunks, which
-occupy disk and processors for some hundredth of the time."""
 
 BURST_SECONDS = 0.1
 """How much may be taken ahead, in seconds of the rate: pauses shorter than this say nothing."""
@@ -54,19 +51,21 @@ class ClientActivity:
 
 
 class Throttle:
-    """A token bucket. `rate` is asked for bytes per second, 0 for no limit; `clients` for whether
-    any are being served."""
+    """A token bucket. `rate` is asked for bytes per second; `clients` for whether any are being
+    served; `beside_clients` for the most while they are. 0 is no limit."""
 
     def __init__(
         self,
         rate: Callable[[], int],
         *,
         clients: Callable[[], bool],
+        beside_clients: Callable[[], int] = lambda: 0,
         clock: Clock = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._rate = rate
         self._clients = clients
+        self._beside_clients = beside_clients
         self._clock = clock
         self._sleep = sleep
         self._turn = asyncio.Lock()
@@ -74,7 +73,7 @@ class Throttle:
         """Bytes taken that the rate has not yet paid for."""
         self._paid_at = clock()
 
-    def beside_clients(self) -> bool:
+    def serves_clients(self) -> bool:
         """Whether clients are being served, so that all else should take its time."""
         return self._clients()
 
@@ -82,7 +81,7 @@ class Throttle:
         """What may be moved at present; infinite without a limit."""
         rate = self._rate() or math.inf
         if self._clients():
-            return min(rate / CLIENTS_DIVISOR, BESIDE_CLIENTS_MAX)
+            return min(rate / CLIENTS_DIVISOR, self._beside_clients() or math.inf)
         return rate
 
     async def wait(self, size: int) -> None:

@@ -79,7 +79,7 @@ def resume_collection(*, url: str | None, key_file: str | None, as_json: bool) -
 def parse_changes(changes: Sequence[str]) -> SettingsChange:
     """`NAME=VALUE` each; raises click.UsageError naming what there is."""
     known: dict[str, Callable[[str], int]] = {
-        name: parse_rate if name.endswith("_bytes_per_second") else parse_seconds
+        name: parse_rate if _is_rate(name) else parse_seconds
         for name in SettingsDocument.__struct_fields__
     }
     values: dict[str, int | None] = {}
@@ -93,8 +93,12 @@ def parse_changes(changes: Sequence[str]) -> SettingsChange:
     return SettingsChange(**values)
 
 
+def _is_rate(name: str) -> bool:
+    return "_bytes_per_second" in name
+
+
 def shown(name: str, value: int) -> str:
     """A value with its unit."""
-    if name.endswith("_bytes_per_second"):
+    if _is_rate(name):
         return f"{output.size(value)}/s" if value else "without limit"
     return duration(value)

@@ -83,6 +83,7 @@ class FakeMembership:
         self.wishes.append(("settings", actor))
         return SettingsDocument(
             repair_bytes_per_second=self.settings.get("repair_bytes_per_second") or 1,
+            repair_bytes_per_second_beside_clients=4,
             scrub_bytes_per_second=2,
             scrub_interval_seconds=3,
         )

@@ -102,9 +102,11 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_impatient")
 async def test_watching_survives_a_node_that_does_not_answer(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step is told once; a gap is not the end."""
+    # A busy machine must not make the gap a long one.
+    monkeypatch.setattr(departures, "SILENCE_SECONDS", 60.0)
     looks = Looks(
         Departure("ring", "ring"),
         UnreachableError("gone"),
@@ -191,6 +193,10 @@ def test_settings_are_given_by_name_and_unit() -> None:
             parse_changes([wrong])
     assert shown("repair_bytes_per_second", 0) == "without limit"
     assert shown("repair_bytes_per_second", 100 << 20) == "100.0 MiB/s"
+    assert parse_changes(["repair_bytes_per_second_beside_clients=64MiB"]) == SettingsChange(
+        repair_bytes_per_second_beside_clients=64 << 20
+    )
+    assert shown("repair_bytes_per_second_beside_clients", 24 << 20) == "24.0 MiB/s"
     assert shown("scrub_interval_seconds", 14 * 86_400) == "14 d"
 
 

@@ -8,7 +8,6 @@ import math
 import pytest
 
 from ring.throttle import (
-    BESIDE_CLIENTS_MAX,
     BURST_SECONDS,
     CLIENT_SECONDS,
     CLIENTS_DIVISOR,
@@ -29,9 +28,14 @@ class World:
         self.now = 1000.0
         self.rate = 10 * MIB
         self.clients = False
+        self.beside_clients = 0
         self.slept: list[float] = []
         self.throttle = Throttle(
-            lambda: self.rate, clients=lambda: self.clients, clock=self.clock, sleep=self.sleep
+            lambda: self.rate,
+            clients=lambda: self.clients,
+            beside_clients=lambda: self.beside_clients,
+            clock=self.clock,
+            sleep=self.sleep,
         )
 
     def clock(self) -> float:
@@ -92,16 +96,24 @@ async def test_a_new_rate_takes_effect_for_who_waits_already() -> None:
 
 
 async def test_clients_come_first() -> None:
-    """While clients are served a part of the rate is used, and a bounded one without a limit."""
+    """While clients are served a part of the rate is used, and no more than what is set for that,
+    from the moment on at which it is."""
     world = World()
     world.clients = True
     seconds = await world.seconds_for(40 * MIB)
     assert seconds == pytest.approx(4 * CLIENTS_DIVISOR, abs=2 * BURST_SECONDS)
     for rate in (0, 10_000 * MIB):
         world.rate = rate
-        assert world.throttle.bytes_per_second() == BESIDE_CLIENTS_MAX
-        total = 8 * BESIDE_CLIENTS_MAX
-        assert await world.seconds_for(total) == pytest.approx(8, abs=0.5)
+        world.beside_clients = 24 * MIB
+        assert await world.seconds_for(8 * 24 * MIB) == pytest.approx(8, abs=0.5)
+        world.beside_clients = 48 * MIB
+        assert await world.seconds_for(8 * 48 * MIB) == pytest.approx(8, abs=0.5)
+    world.beside_clients = 0
+    assert world.throttle.bytes_per_second() == 10_000 * MIB / CLIENTS_DIVISOR
+    world.rate = 0
+    assert math.isinf(world.throttle.bytes_per_second())
+    world.rate, world.beside_clients = 40 * MIB, 24 * MIB
+    assert world.throttle.bytes_per_second() == 10 * MIB
     world.clients = False
     world.rate = 10 * MIB
     assert await world.seconds_for(100 * MIB) == pytest.approx(10, abs=0.5)
