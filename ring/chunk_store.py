@@ -56,6 +56,10 @@ INLINE_HASH_LIMIT = 64 * 1024
 """Plain bytes up to this are hashed on the event loop: ten microseconds, less than a thread's
 round trip takes."""
 
+INLINE_STAT_LIMIT = 16
+"""Chunks looked up on the event loop: microseconds each, but some milliseconds where a page of the
+index has to come from the disk."""
+
 HEADERS_AT_ONCE = 64
 """Record headers read in one go in a worker thread: half a second on a slow disk."""
 
@@ -339,7 +343,10 @@ class DiskChunkStore:
 
     async def stat(self, chunk_ids: Sequence[bytes]) -> list[ChunkStat | None]:
         """See `ChunkStore.stat`."""
-        rows = self._catalog.find_all(chunk_ids)
+        if len(chunk_ids) <= INLINE_STAT_LIMIT:
+            rows = self._catalog.find_all(chunk_ids)
+        else:
+            rows = await self._in_worker(partial(self._catalog.find_all, chunk_ids))
         return [self._stat(rows.get(chunk_id)) for chunk_id in chunk_ids]
 
     def _stat(self, row: IndexRow | None) -> ChunkStat | None:

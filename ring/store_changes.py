@@ -146,11 +146,12 @@ class StoreChanges:
         # No space here, after the writes got some, is as bad as any error of a sync: what it was
         # to secure may be lost, and a second sync would not say so.
         volume.sync()
+        replaced = self._catalog.find_all([header.chunk_id for header in headers])
         rows = [
-            row_of(header, touch=record.touch)
+            # A copy that was damaged here had a touch, too, which somebody relies on.
+            row_of(header, touch=max(record.touch, _touch_of(replaced.get(header.chunk_id))))
             for header, record in zip(headers, records, strict=False)
         ]
-        replaced = self._catalog.find_all([row.chunk_id for row in rows])
         self._unindexed += [Transition(replaced.get(row.chunk_id), row) for row in rows]
         self._catalog.add(rows)
         written = headers[-1].end - self._end
@@ -393,6 +394,10 @@ def row_of(header: RecordHeader, *, touch: int, quarantined: bool = False) -> In
         touch=touch,
         quarantined=quarantined,
     )
+
+
+def _touch_of(row: IndexRow | None) -> int:
+    return row.touch if row is not None else 0
 
 
 def _holds_another(volume: Volume, extent: Extent) -> bool:

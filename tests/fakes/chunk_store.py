@@ -120,6 +120,9 @@ class MemoryChunkStore:
             future.set_exception(full)
             future.exception()
             raise full
+        damaged = self._chunks.get(chunk_id)
+        if damaged is not None:
+            touch = max(touch, damaged.touch)
         payload = memoryview(bytes(content.payload))
         self._chunks[chunk_id] = _Chunk(replace(content, payload=payload), touch)
         self._written += 1

@@ -439,6 +439,26 @@ class ChunkStoreConformance(abc.ABC):
         assert (statistics.chunks, statistics.quarantined) == (1, 0)
         assert store.quarantined(10) == []
 
+    @pytest.mark.parametrize("confirmed", [None, 6, 9])
+    async def test_healing_keeps_the_touch(self, store: ChunkStore, confirmed: int | None) -> None:
+        """Rule D4: what was acknowledged with a touch keeps it when the copy turns out bad and is
+        replaced by an older one; also where a confirmation of that touch had nothing to raise."""
+        store.set_touch_floor(0)
+        data = noise(10_000)
+        chunk_id, encoded = chunk_id_of(data), encode(memoryview(data))
+        await store.put(chunk_id, encoded, touch=6)
+        if confirmed is not None:
+            assert await store.confirm([(chunk_id, confirmed)]) == [True]
+        self.damage(store, chunk_id)
+        with pytest.raises(ChunkDamagedError):
+            await store.get(chunk_id)
+        assert await store.put(chunk_id, encoded, touch=2) is PutOutcome.WRITTEN
+        for _ in range(2):
+            (stat,) = await store.stat([chunk_id])
+            assert stat is not None
+            assert stat.touch == (confirmed or 6)
+            await store.wait_indexed()
+
     async def test_quarantined_can_be_deleted(self, store: ChunkStore) -> None:
         """A quarantined copy goes the same way as a healthy one, and the callback sees which."""
         store.set_touch_floor(0)

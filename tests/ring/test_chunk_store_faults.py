@@ -7,7 +7,8 @@ import contextlib
 import errno
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from ring.buffers import BufferPool
 from ring.chunk_index import ChunkIndex, Extent, IndexChange, IndexRow, partition_of, remove_index
-from ring.chunk_store import HEADERS_AT_ONCE, DiskChunkStore
+from ring.chunk_store import HEADERS_AT_ONCE, INLINE_STAT_LIMIT, DiskChunkStore
 from ring.codec import encode
 from ring.errors import (
     ChunkDamagedError,
@@ -571,6 +572,29 @@ async def test_confirmations_of_what_is_known_take_no_memory(bench: Bench) -> No
         assert all(await store.confirm([(chunk_id, 4) for chunk_id in chunk_ids]))
         stats = await store.stat(chunk_ids)
         assert {stat.touch for stat in stats if stat is not None} == {4}
+
+
+async def test_many_look_ups_leave_the_event_loop_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of the index may have to come from the disk, for each of a thousand chunks."""
+    async with bench.run() as store:
+        chunk_id = await put(store, noise(100), touch=3)
+        threads: set[int] = set()
+        find_all = store._catalog.find_all
+
+        def noted(chunk_ids: Sequence[bytes]) -> dict[bytes, IndexRow]:
+            threads.add(threading.get_ident())
+            return find_all(chunk_ids)
+
+        monkeypatch.setattr(store._catalog, "find_all", noted)
+        absent = [chunk_id_of(bytes([number])) for number in range(INLINE_STAT_LIMIT)]
+        first, *rest = await store.stat([chunk_id, *absent])
+        assert first is not None
+        assert first.touch == 3
+        assert rest == [None] * INLINE_STAT_LIMIT
+        assert threads
+        assert threading.get_ident() not in threads
 
 
 async def test_outdated_suspicion(bench: Bench) -> None:
