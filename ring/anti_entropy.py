@@ -33,8 +33,8 @@ from ring.peer_client import PeerClient
 from ring.peer_digests import DigestAnswers
 from ring.peer_wire import IDS_LIMIT
 from ring.placement import Ring
-from ring.repair import COLLECTABLE_AGE
 from ring.ring_cache import RingCache
+from ring.touches import COLLECTABLE_AFTER
 
 INTERVAL_SECONDS = 300.0
 """Between two comparisons with a node while nothing happens: some 70 KB each."""
@@ -320,7 +320,7 @@ class AntiEntropy:
             if state is not None
             and state.healthy
             and state.touch is not None
-            and generation < state.touch + COLLECTABLE_AGE
+            and generation < state.touch + COLLECTABLE_AFTER
         }
 
     # --- the digests themselves --------------------------------------------------------------

@@ -153,7 +153,12 @@ class Mover:
             self._pass = await self._look(ring)
         if self._pass is None:
             return LOOK_SECONDS
-        await self._work_pass(ring, self._pass)
+        try:
+            await self._work_pass(ring, self._pass)
+        except Exception:
+            # Or its page would count as looked through.
+            self._pass = None
+            raise
         return BUSY_PAUSE_SECONDS if self._busy() else PAUSE_SECONDS
 
     # --- where to look -----------------------------------------------------------------------

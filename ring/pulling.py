@@ -145,19 +145,23 @@ class Puller:
 
         async def work() -> None:
             for job in jobs:
-                if not self._has_room():
+                if not self._is_at(ring) or not self._has_room():
                     pulled.failed += job.chunk_ids
                     continue
+                # Nothing is taken of the rate for what is not fetched: the next epoch needs it.
                 await self._throttle.wait(job.size)
-                if self._view.membership().epoch != ring.epoch:
-                    pulled.failed += job.chunk_ids
-                else:
+                if self._is_at(ring):
                     await self._do(job, sources, pulled)
+                else:
+                    pulled.failed += job.chunk_ids
 
         async with asyncio.TaskGroup() as group:
             for _ in range(FETCHES_AT_ONCE):
                 group.create_task(work())
         return pulled
+
+    def _is_at(self, ring: Ring) -> bool:
+        return self._view.membership().epoch == ring.epoch
 
     def _has_room(self) -> bool:
         if self._store.statistics().full:

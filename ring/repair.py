@@ -31,6 +31,7 @@ from ring.pulling import Pulled, Puller
 from ring.pushing import Pusher, Task
 from ring.ring_cache import RingCache
 from ring.throttle import SpeedMeter, Throttle
+from ring.touches import COLLECTABLE_AFTER
 
 QUEUE_LIMIT = 65_536
 """Lacking copies remembered, some 20 MB; more are left to the next sweep."""
@@ -61,9 +62,6 @@ LOOKED_THROUGH = 4096
 ROUND_SECONDS = 1.0
 """Pause between two looks at an empty queue and an unchanged epoch."""
 
-COLLECTABLE_AGE = 2
-"""Generations after its last touch from which an unreferenced chunk may be collected (rule D4)."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -71,8 +69,8 @@ _log = logging.getLogger(__name__)
 class RepairStatus:
     """How far repair on this node is.
 
-    `settled`: nothing is queued, and the latest sweep, at the current epoch, has left every
-    referenced chunk that belongs here on this node.
+    `settled`: nothing is queued or under way, and the latest sweep, at the current epoch, has left
+    every referenced chunk that belongs here on this node.
     """
 
     epoch: int
@@ -137,6 +135,7 @@ class Repairer:
         )
         self._pusher = Pusher(
             store=store,
+            view=view,
             live=live,
             client=client,
             fetcher=fetcher,
@@ -155,6 +154,8 @@ class Repairer:
         self._waits_for_room = False
         """A sweep could not bring all because this node is full."""
         self._sweep: _Sweep | None = None
+        self._sweeps_next = False
+        """The queue had its turn: now it is the sweep's, if one is due."""
         self._swept_epoch: int | None = None
         """The epoch of the latest sweep that ended."""
         self._next_sweep_at: float = 0.0
@@ -176,8 +177,13 @@ class Repairer:
         """Remember that a node should have a copy of a chunk and has no good one."""
         if len(self._queue) < QUEUE_LIMIT:
             self._queue[chunk_id, node_id] = self._view.generation()
-        if node_id == self._node_id and self._clean_epoch is not None:
-            # A sweep makes sure of it, also where the queue gives it up or has no room for it.
+        if node_id != self._node_id:
+            return
+        # A sweep makes sure of it, also where the queue gives it up or has no room for it.
+        sweep = self._sweep
+        if sweep is not None and (sweep.is_looking or chunk_id <= sweep.cursor):
+            sweep.lost_behind = True
+        if self._clean_epoch is not None:
             self._clean_epoch = None
             self._sweep_within(SWEEP_SECONDS_MIN)
 
@@ -201,7 +207,7 @@ class Repairer:
         speed = self._speed.bytes_per_second()
         return RepairStatus(
             epoch=epoch,
-            settled=self._clean_epoch == epoch and not self._queue,
+            settled=self._clean_epoch == epoch and not self._queue and not self._taken,
             remaining=max(len(self._queue) + self._taken, lacking),
             swept_fraction=sweep.fraction() if sweep is not None else 1.0,
             copies_made=self._copies_made,
@@ -225,7 +231,7 @@ class Repairer:
         return round(lacking * statistics.stored_bytes / max(1, statistics.chunks))
 
     async def work(self) -> float:
-        """Some copies from the queue if it is due, else a part of the sweep if that is due."""
+        """Some copies from the queue and a part of the sweep in turn, as far as they are due."""
         ring = await self._rings.current()
         now = asyncio.get_running_loop().time()
         if not ring.copies:
@@ -234,20 +240,28 @@ class Repairer:
             self._waits_for_room = False
             self._full.has_room(self._node_id)
             self._next_sweep_at = now
-        if self._queue and now >= self._retry_at:
-            await self._work_queue(ring)
-            return 0.0
         if self._sweep is not None and self._sweep.epoch != ring.epoch:
             self._sweep = None
+        is_sweep_due = self._is_sweep_due(ring, now)
+        if self._queue and now >= self._retry_at and not (self._sweeps_next and is_sweep_due):
+            self._sweeps_next = True
+            await self._work_queue(ring)
+            return 0.0
+        self._sweeps_next = False
+        if not is_sweep_due:
+            return ROUND_SECONDS
         if self._sweep is None:
-            if self._swept_epoch == ring.epoch and now < self._next_sweep_at:
-                return ROUND_SECONDS
-            if now < self._begin_at:
-                return ROUND_SECONDS
             if not await self._begin_sweep():
                 self._begin_at = now + AGAIN_SECONDS
             return 0.0
         return await self._work_sweep(ring, self._sweep)
+
+    def _is_sweep_due(self, ring: Ring, now: float) -> bool:
+        if self._sweep is not None:
+            return True
+        if self._swept_epoch == ring.epoch and now < self._next_sweep_at:
+            return False
+        return now >= self._begin_at
 
     def _sweep_within(self, seconds: float) -> None:
         at = asyncio.get_running_loop().time() + seconds
@@ -306,7 +320,7 @@ class Repairer:
         return [
             task
             for task, noted in batch.items()
-            if task[0] in referenced or generation < noted + COLLECTABLE_AGE
+            if task[0] in referenced or generation < noted + COLLECTABLE_AFTER
         ]
 
     # --- the sweep ---------------------------------------------------------------------------
@@ -333,19 +347,23 @@ class Repairer:
         if sweep.lacking:
             size = min(len(sweep.lacking), COPIES_PER_UNIT)
             batch = [sweep.lacking.pop() for _ in range(size)]
+            # Until they are here they are not, also where an error that nobody foresaw ends this.
+            sweep.failed += size
             pulled = await self._pull(ring, batch)
-            sweep.failed += len(pulled.failed)
+            sweep.failed -= size - len(pulled.failed)
             return 0.0
         page = None
         if self._node_id in ring.members:
             loop = asyncio.get_running_loop()
+            sweep.is_looking = True
             page = await loop.run_in_executor(self._workers, self._look, ring, sweep.cursor)
+            sweep.is_looking = False
         if page is None:
             self._end_sweep(sweep)
             return 0.0
         sweep.cursor, sweep.lacking = page
         sweep.found += len(sweep.lacking)
-        return PAGE_PAUSE_SECONDS if self._throttle.beside_clients() else 0.0
+        return PAGE_PAUSE_SECONDS if self._throttle.serves_clients() else 0.0
 
     def _look(self, ring: Ring, after: bytes) -> tuple[bytes, list[bytes]] | None:
         """Worker thread: the last id of a page of referenced chunks, and those that this node
@@ -371,13 +389,19 @@ class Repairer:
         if sweep.failed:
             self._clean_epoch = None
             self._sweep_pause = SWEEP_SECONDS_MIN
-            if self._node_id in self._full:
+            if self._node_id in self._full and self._store.statistics().full:
                 # The next one begins as soon as there is room, and would find the same until then.
                 self._waits_for_room = True
                 self._next_sweep_at = now + SWEEP_SECONDS_MAX
                 return
             alone = sweep.failed <= len(self._missing)
             self._next_sweep_at = now + (MISSING_SECONDS if alone else AGAIN_SECONDS)
+            return
+        if sweep.lost_behind:
+            # It was here when the sweep came by, and is not any more.
+            self._clean_epoch = None
+            self._sweep_pause = SWEEP_SECONDS_MIN
+            self._next_sweep_at = now + SWEEP_SECONDS_MIN
             return
         # What was referenced before the sweep began is here. What came behind its cursor since is
         # on owners of an older epoch, and shows in the next one.
@@ -420,6 +444,11 @@ class _Sweep:
         """Of the present page: still to be fetched."""
         self.found = 0
         self.failed = 0
+        """Could not be brought, or are on their way."""
+        self.lost_behind = False
+        """Something that it may have seen here was found lacking afterwards."""
+        self.is_looking = False
+        """At a page whose end is not known yet."""
 
     def fraction(self) -> float:
         """Ids are spread evenly, so the leading bytes of the cursor tell how far it is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
@@ -439,3 +440,20 @@ async def test_a_former_owner_takes_no_chunk() -> None:
                     cluster.nodes[3].member, target, memoryview(encoded.payload)
                 )
         assert cluster.holders(chunk_id) == []
+
+
+async def test_an_unforeseen_error_ends_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that was not looked through settles nothing; the next pass looks at it again."""
+    async with ring_cluster(4) as cluster:
+        chunk_id, node = await _moved_one(cluster)
+
+        async def fail(chunk_ids: Sequence[bytes]) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(node.store, "stat", fail)
+            with pytest.raises(sqlite3.OperationalError):
+                await node.mover.work()
+        assert not node.mover.status().settled
+        await node.mover.work()
+        assert cluster.holders(chunk_id) == [0, 1, 2]

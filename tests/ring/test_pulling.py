@@ -20,7 +20,7 @@ from ring.peer_wire import (
     SMALL_PUT_LIMIT,
     ChunkState,
 )
-from ring.pulling import Source, _jobs
+from ring.pulling import FETCHES_AT_ONCE, Source, _jobs
 from tests.fakes.ring_nodes import RingCluster, RingNode, ring_cluster
 
 
@@ -216,6 +216,27 @@ async def test_an_epoch_that_ends_stops_what_is_fetched_for_it() -> None:
         await _sweep(cluster, 2)
         assert 4 <= len(node.store.ids(b"", 100)) < 12
         assert node.repairer.settled_epoch() == 3
+
+
+async def test_an_epoch_that_ended_takes_nothing_of_the_rate() -> None:
+    """What is not fetched any more is not waited for either: a unit of large chunks at a low rate
+    would keep the sweep of the new epoch waiting for minutes."""
+    async with ring_cluster(3, in_ring=2) as cluster:
+        chunk_ids = [await _stored(cluster.nodes[:2], _random(90_000, seed)) for seed in range(40)]
+        cluster.live.chunks.update(chunk_ids)
+        cluster.change_ring(range(3))
+        node = cluster.nodes[2]
+        waited: list[int] = []
+
+        async def wait_and_change(size: int) -> None:
+            waited.append(size)
+            if len(waited) == 1:
+                cluster.change_ring([0, 1])
+
+        node.throttle.wait = wait_and_change  # type: ignore[method-assign]
+        await _sweep(cluster, 2)
+        assert len(waited) <= FETCHES_AT_ONCE
+        assert node.store.ids(b"", 100) == []
 
 
 async def test_small_chunks_fit_into_their_answer() -> None:
