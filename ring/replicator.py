@@ -287,7 +287,10 @@ class Replicator:
             raise
         ring = self._rings.ready()
         if ring is not None and self._node_id in ring.owners(chunk_id):
-            self._on_lacking(chunk_id, self._node_id)
+            # The last copy of an upload may have come meanwhile; what is noted costs a sweep.
+            (stat,) = await self._store.stat([chunk_id])
+            if stat is None or stat.quarantined:
+                self._on_lacking(chunk_id, self._node_id)
         return data
 
     # --- confirmations -----------------------------------------------------------------------

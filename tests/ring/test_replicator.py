@@ -493,3 +493,28 @@ async def test_clients_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(noted) == 2
         await node.repairer.work()
         assert len(noted) == 2
+
+
+async def test_a_read_that_overtakes_a_write_notes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk may be read at quorum before this node's own copy is durable. Once that is here
+    nothing is lacking, and no sweep of all chunks has to find that out."""
+    async with ring_cluster(3) as cluster:
+        node = cluster.nodes[0]
+        content = _random(1000)
+        node.store.hold_writes()
+        written = await node.write(content)
+        fetch = node.fetcher.read
+
+        async def fetch_late(
+            chunk_id: bytes, *, length: int, start: int, end: int, own_failure: str | None = None
+        ) -> memoryview:
+            data = await fetch(
+                chunk_id, length=length, start=start, end=end, own_failure=own_failure
+            )
+            node.store.release_writes()
+            await eventually(lambda: 0 in cluster.holders(chunk_id))
+            return data
+
+        monkeypatch.setattr(node.fetcher, "read", fetch_late)
+        assert await node.replicator.read(written.chunk_id, length=1000) == content
+        assert node.lacking == []
