@@ -183,18 +183,23 @@ class Plan:
         view = self.members.get(node_id)
         return (
             view is not None
-            and view.match_index > 0
+            and self._answers(node_id)
             and view.match_index + CAUGHT_UP_ENTRIES >= self.last_index
-            and view.heard_seconds_ago < ANSWERING_SECONDS
         )
 
     def _majority_answers(self, configuration: Configuration) -> bool:
         answering = [
-            voter
-            for voter in configuration.voters
-            if voter == self.leader or self._silence(voter) < ANSWERING_SECONDS
+            voter for voter in configuration.voters if voter == self.leader or self._answers(voter)
         ]
         return len(answering) >= configuration.majority()
+
+    def _answers(self, node_id: NodeId) -> bool:
+        """Whether it answered this leader, and lately. In the first second of a leadership nobody
+        has been silent for long, a dead one neither."""
+        view = self.members.get(node_id)
+        if view is None or view.match_index == 0:
+            return False
+        return view.heard_seconds_ago < ANSWERING_SECONDS
 
     def _silence(self, node_id: NodeId) -> float:
         view = self.members.get(node_id)

@@ -134,6 +134,15 @@ def test_no_removal_takes_the_majority() -> None:
     )
 
 
+def test_a_new_leader_counts_on_nobody_it_has_not_heard() -> None:
+    """It has just begun to lead, so nobody has been silent for long; a voter that has acknowledged
+    nothing to it may be dead all the same, and would be half of the voters."""
+    assert step(THREE, VOTERS | {"b": "leaving"}, c=(0, 0.1)) is None
+    assert step(THREE, VOTERS | {"b": "leaving"}, c=(1, 0.1)) == (
+        ChangeConfiguration(THREE.without("b"))
+    )
+
+
 def test_a_removed_voter_is_replaced_by_a_learner_that_answers() -> None:
     """Removal first, then promotion (rule M7)."""
     four = Configuration(("a", "b", "c"), ("d",))

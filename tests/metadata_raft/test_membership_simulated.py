@@ -119,6 +119,27 @@ def test_a_cluster_shrinks_to_one_and_grows_again(seed: int) -> None:
         come_to_rest(world, members, "cde")
 
 
+@pytest.mark.parametrize("seed", range(270, 276))
+def test_a_leaving_leader_waits_for_a_majority_without_it(seed: int) -> None:
+    """Of three voters one is dead when the leader is to go. Whoever leads next must not remove it:
+    the two that were left could never commit that. Writing goes on until the dead one is removed as
+    well, and then they both go."""
+    with simulation(seed) as world:
+        members = MembershipWorld(world, "abc")
+        leader = world.wait_leader()
+        dead = world.generator.choice(sorted(set("abc") - {leader.node_id}))
+        (last,) = set("abc") - {leader.node_id, dead}
+        members.kill(dead)
+        members.want(leader.node_id, "remove")
+        world.network.run(12)
+        replica = world.wait_leader().replica
+        assert replica is not None
+        assert leader.node_id in replica.engine.configuration.voters
+        members.want(dead, "remove")
+        come_to_rest(world, members, last)
+        assert members.model.departed == {leader.node_id, dead}
+
+
 def test_a_dead_voter_is_replaced_without_being_told() -> None:
     """After minutes a learner votes in its place; when it comes back it follows, and keeps its
     place in the ring."""
