@@ -143,7 +143,7 @@ CLUSTER_OPERATIONS: tuple[Operation, ...] = (
         "join",
         "For nodes: a request to join, sealed with a token.",
         {200: BINARY},
-        (*WRITE, "token_invalid", "address_taken", "body_too_large", "stale_expectation"),
+        (*WRITE, "token_invalid", "address_taken", "member_removed", "body_too_large"),
         body=BINARY,
         is_open=True,
     ),

@@ -83,7 +83,13 @@ def create_join_token(state: WorkingState, command: CreateJoinToken) -> Result:
 
 
 def admit_member(state: WorkingState, command: AdmitMember) -> Result:
-    """Spend a token and record its bearer as joining; the same node may repeat it."""
+    """Spend a token and record its bearer as joining; the same node may repeat it until its start.
+
+    A node announces its first start when it has all that it asked for. From then on its id is
+    admitted no more: a token would tell the cluster's secret to whoever finds it later, and a
+    directory from before has forgotten what this node has voted since (rule M7). A recovery begins
+    anew (`recovery.py`).
+    """
     problem = _member_problem(command.member)
     if problem is not None:
         return _invalid(f"The member {problem}.")
@@ -101,13 +107,20 @@ def admit_member(state: WorkingState, command: AdmitMember) -> Result:
             code="member_removed",
             detail=f"Node {node_id} was removed from the cluster; it has to join under a new id.",
         )
-    known = stage_of(state, node_id) is not None
-    if known and spent_by == node_id:
+    row = state.execute("SELECT boot_counter FROM members WHERE node_id = ?", (node_id,)).fetchone()
+    known = row is not None
+    started = known and row[0] > 0 and state.cluster.cluster_version >= 2
+    if known and spent_by == node_id and not started:
         return Done()
     if spent_by is not None:
         return Failure(code="token_invalid", detail="The join token has been used already.")
     if state.cluster.time_ms > expires_ms:
         return Failure(code="token_invalid", detail="The join token has expired.")
+    if started:
+        return Failure(
+            code="token_invalid",
+            detail=f"Node {node_id} is a member and was started as one; it can't join once more.",
+        )
     state.execute("UPDATE tokens SET spent_by = ? WHERE token_id = ?", (node_id, command.token_id))
     if not known:
         _insert_member(state, command.member, stage="joining")

@@ -33,7 +33,7 @@ from metadata_raft.state_stream import (
     StateEncoder,
     StateStreamError,
     copy_database,
-    measure_copy,
+    prepare_backup,
 )
 from metadata_raft.storage import BACKUP_SUFFIX, INCOMING_SUFFIX, OUTGOING_SUFFIX
 from ring.filesystem import FileSystem
@@ -145,7 +145,7 @@ class StateSource:
             raise StateStreamError("this node's state is about to be replaced or closed")
         try:
             base = task.result()
-            size_bytes, cluster_version = await in_thread(partial(measure_copy, copy))
+            size_bytes, cluster_version = await in_thread(partial(prepare_backup, copy))
         except OSError as error:
             raise StateStreamError(f"the state can't be copied: {error}") from error
         return copy, self._describe(base, size_bytes, cluster_version)

@@ -86,17 +86,23 @@ def copy_database(database: str, copy: str) -> Base:
         raise StateStreamError(f"{database} can't be copied: {error}") from error
 
 
-def measure_copy(database: str) -> tuple[int, int]:
-    """Size in bytes and cluster version of a copied state. Raises OSError, StateStreamError."""
+def prepare_backup(database: str) -> tuple[int, int]:
+    """Take out of a copied state what is nobody's to keep; returns size and cluster version.
+
+    The hash of a join token is as good as the token: what is sealed with it is admitted, and told
+    the cluster's secret. A restore makes tokens worthless anyhow. Raises OSError, StateStreamError.
+    """
     try:
-        with contextlib.closing(
-            # Nobody changes a copy; opened in any other way it would get files beside it.
-            sqlite3.connect(f"file:{quote(database)}?immutable=1", uri=True)
-        ) as connection:
+        with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            # Else the rows would be unlinked, and their bytes stay in the file.
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("DELETE FROM tokens")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             row = connection.execute("SELECT cluster_version FROM cluster").fetchone()
-            return os.path.getsize(database), int(row[0])
+        return os.path.getsize(database), int(row[0])
     except sqlite3.Error as error:
-        raise StateStreamError(f"{database} can't be read: {error}") from error
+        raise StateStreamError(f"{database} can't be made a backup: {error}") from error
 
 
 class StateEncoder:

@@ -304,6 +304,14 @@ class Transport:
         self._accepted.add(inbound)
         return True
 
+    def connected_boot(self, node_id: NodeId) -> int:
+        """Of the node that is connected under this id now, which has proven itself; else 0.
+
+        It may be later than what is recorded here: a copy must not take its place meanwhile.
+        """
+        inbound = self._inbound.get(node_id)
+        return inbound.boot_counter if inbound is not None else 0
+
     def proven(self, inbound: _Inbound, hello: Hello) -> None:
         """A dialler has proven who it is; an earlier connection of it is superseded."""
         before = self._inbound.get(hello.node_id)
@@ -462,7 +470,9 @@ class _Inbound(asyncio.Protocol):
             hello,
             self._owner.identity,
             is_removed=host.is_removed_peer(hello.node_id),
-            recorded_boot=host.recorded_boot(hello.node_id),
+            recorded_boot=max(
+                host.recorded_boot(hello.node_id), self._owner.connected_boot(hello.node_id)
+            ),
         )
         self._nonce = os.urandom(NONCE_SIZE)
         proof = Transcript(self._owner.identity, hello).acceptor_proof(self._nonce, refusal)

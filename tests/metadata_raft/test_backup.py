@@ -17,6 +17,7 @@ from metadata_raft.backup import (
     read_backup,
     verify_backup,
 )
+from metadata_raft.commands import SYSTEM, CreateJoinToken
 from metadata_raft.errors import OverloadedError
 from metadata_raft.group import MetadataGroup
 from metadata_raft.state_stream import StateDescription
@@ -69,6 +70,19 @@ async def test_a_backup_holds_one_commit_while_writing_goes_on(
     assert all(
         (path in found) == (index <= description.base.index) for path, index in written.items()
     )
+
+
+async def test_a_backup_admits_nobody(group: MetadataGroup, tmp_path: Path) -> None:
+    """The hash of a join token is as good as the token; no byte of it is in a backup. The cluster
+    itself still knows the token."""
+    secret_hash = bytes(range(32))
+    await group.submit(CreateJoinToken(token_id="unspent", secret_hash=secret_hash, actor=SYSTEM))
+    await make_backup(group, tmp_path / "backup")
+    plain: list[bytes] = []
+    read_backup(str(tmp_path / "backup"), BackupReader(plain.append))
+    assert secret_hash not in b"".join(plain)
+    with group.snapshot() as snapshot:
+        assert snapshot.join_token_hash("unspent") == secret_hash
 
 
 def void(_: int) -> None:

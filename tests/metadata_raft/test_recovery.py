@@ -98,10 +98,9 @@ def complete(directory: Path, configuration: Configuration, node_id: str = FOUND
 
 async def test_m7_a_backup_becomes_a_cluster_of_one(start: Starter, tmp_path: Path) -> None:
     """All that was there at the backup's index is there; the node leads alone, takes writes, and
-    holds collection; former voters are to join again, and tokens of before are worthless."""
+    holds collection; former voters are to join again."""
     group = await founder(start, tmp_path)
     await join(start, group, settings(tmp_path, JOINER))
-    await group.submit(CreateJoinToken(token_id="left", secret_hash=bytes(32), actor=SYSTEM))
     await group.submit(CreateBucket(name="before", actor=SYSTEM))
     before = group.applied()
     await make_backup(group, tmp_path / "backup")
@@ -110,7 +109,6 @@ async def test_m7_a_backup_becomes_a_cluster_of_one(start: Starter, tmp_path: Pa
     new.mkdir()
     found = receive_backup(DISK, str(tmp_path / "backup"), str(new), cluster_id=CLUSTER)
     complete(new, found.configuration)
-    assert rows(new / "state.db", "SELECT count(*) FROM tokens") == [(0,)]
 
     again = await start(recovered_settings(new))
     await wait_for(lambda: again.status().role == "leader", "the recovered leader")
@@ -147,8 +145,9 @@ def append_of_unknown_fate(directory: Path) -> Base:
 
 async def test_m7_the_own_log_counts_to_its_end(start: Starter, tmp_path: Path) -> None:
     """What a node had acknowledged without knowing that it was committed is not lost, who was
-    removed stays so, and what is there already is not touched."""
+    removed stays so, tokens of before are worthless, and what is there already is not touched."""
     group = await founder(start, tmp_path)
+    await group.submit(CreateJoinToken(token_id="left", secret_hash=bytes(32), actor=SYSTEM))
     await group.stop()
     own, new = tmp_path / FOUNDER[-1], tmp_path / "new"
     end = append_of_unknown_fate(own)
@@ -157,6 +156,8 @@ async def test_m7_the_own_log_counts_to_its_end(start: Starter, tmp_path: Path) 
     found = copy_own_state(DISK, str(own), Identity(CLUSTER, FOUNDER), str(new))
     assert found.configuration == Configuration((FOUNDER,), (), (THIRD,))
     assert complete(new, found.configuration) == end
+    assert rows(own / "state.db", "SELECT count(*) FROM tokens") == [(1,)]
+    assert rows(new / "state.db", "SELECT count(*) FROM tokens") == [(0,)]
     assert rows(new / "state.db", "SELECT 1 FROM buckets WHERE name = 'unknown-fate'") == [(1,)]
     assert (own / "state.db").read_bytes() == before
     again = await start(recovered_settings(new))

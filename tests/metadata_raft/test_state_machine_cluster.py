@@ -74,7 +74,6 @@ def test_a_member_joins_step_by_step(replica: Replica) -> None:
         admit,
         SetMemberStage(node_id=second.node_id, stage="learner", expected_stage="joining"),
         SetMemberStage(node_id=second.node_id, stage="voter", expected_stage="learner"),
-        UpdateMember(member=second, boot_counter=1, software_version="1.0"),
     ):
         assert replica.do(command) == Done()
         versions.append(replica.machine.applied.members_version)
@@ -87,6 +86,26 @@ def test_a_member_joins_step_by_step(replica: Replica) -> None:
     assert replica.machine.applied.epoch == 2
     with replica.snapshot() as snapshot:
         assert [member.node_id for member in snapshot.membership(None).members] == sorted(both)
+
+
+def test_m7_a_node_that_was_started_is_admitted_no_more(replica: Replica) -> None:
+    """Its token tells nobody else the cluster's secret, and no copy of its directory from before
+    comes back as the voter that it may be by now; neither with its token nor with another one."""
+    second = make_member(2)
+    admissions = [
+        AdmitMember(token_id=token_id, secret_hash=bytes(32), member=second)
+        for token_id in ("t", "u", "v")
+    ]
+    for admission in admissions:
+        replica.do(CreateJoinToken(token_id=admission.token_id, secret_hash=bytes(32), actor=ADMIN))
+    # Before its start it may ask as often as it likes.
+    for admission in (*admissions[:2], admissions[0]):
+        assert replica.do(admission) == Done()
+    assert replica.do(UpdateMember(member=second, boot_counter=1)) == Done()
+    for admission in admissions:
+        assert replica.failure(admission).code == "token_invalid"
+    third = AdmitMember(token_id="v", secret_hash=bytes(32), member=make_member(3))
+    assert replica.do(third) == Done()
 
 
 def test_a_generation_advances_once_for_each_expectation(replica: Replica) -> None:

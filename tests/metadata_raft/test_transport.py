@@ -265,6 +265,19 @@ async def test_m7_a_copy_of_a_node_is_cut_off_when_the_later_boot_is_known(
     await until(lambda: b.host.told_boot == 7 and a.host.lost == ["b"])
 
 
+async def test_m7_a_copy_does_not_take_the_place_of_a_connected_node(make_peer: MakePeer) -> None:
+    """Nobody has recorded the newest boot of a node yet, but it is connected, and has proven it."""
+    a, b = await make_peer("a"), await make_peer("b", boot_counter=7)
+    a.host.recorded_boots["b"] = 6
+    b.dial(a)
+    await until(lambda: b.transport.can_send("a") and "b" in a.host.addresses)
+    copy = await make_peer("b", boot_counter=6)
+    copy.dial(a)
+    await until(lambda: copy.host.told_boot == 7)
+    assert b.transport.can_send("a")
+    assert a.host.lost == []
+
+
 async def test_a_peer_that_comes_back_is_dialled_again(make_peer: MakePeer) -> None:
     """Both sides notice the loss; the next connection is used."""
     a, b = await make_peer("a"), await make_peer("b")
