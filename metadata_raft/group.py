@@ -26,7 +26,6 @@ from metadata_raft.commands import (
     encode,
     required_version,
 )
-from metadata_raft.configuration import Configuration
 from metadata_raft.digests import state_digest
 from metadata_raft.errors import (
     CommandTooLargeError,
@@ -259,24 +258,17 @@ class MetadataGroup:
 
         Raises MembershipChangeError, which says what to do instead.
         """
-        await self._change(lambda configuration: configuration.without(node_id))
-
-    async def demote_voter(self, node_id: NodeId) -> None:
-        """Make a voter a learner again, on the leader. Raises MembershipChangeError."""
-        await self._change(lambda configuration: configuration.with_demoted(node_id))
-
-    # --- inside -------------------------------------------------------------------------------
-
-    async def _change(self, change: Callable[[Configuration], Configuration]) -> None:
         thread = self._running()
 
         def append() -> None:
             replica = thread.replica
             if not replica.engine.is_leader:
                 raise MembershipChangeError(f"ask the leader, node {replica.engine.leader_id}")
-            replica.change_configuration(change(replica.engine.configuration))
+            replica.change_configuration(replica.engine.configuration.without(node_id))
 
         await thread.call(append)
+
+    # --- inside -------------------------------------------------------------------------------
 
     def _running(self) -> RaftThread:
         if self._thread is None or self._stopped:

@@ -1,9 +1,9 @@
 """What an administrator does about members and settings: a `gateway.interfaces.MembershipControl`.
 
 The wish goes into the replicated state, where it is decided; the leader carries it out step by step
-(`cluster_worker.py`), whoever that is by then. Only two things are decided here, because they can't
-be in a state machine: whether a node that is to be removed answers, and how many bytes a change of
-the ring would move.
+(`cluster_worker.py`), whoever that is by then. Only what can't be in a state machine is decided
+here: whether a node that is to be removed answers, what version those support that do, and how many
+bytes a change of the ring would move.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from metadata_raft.commands import (
     Failure,
     ResumeCollection,
     SetClusterSettings,
+    SetClusterVersion,
     SetMemberIntent,
+    required_version,
 )
 from metadata_raft.commands import Result as CommandResult
 from metadata_raft.records import AppliedState, ClusterRecord, ClusterSettings, MemberRecord
@@ -106,7 +108,10 @@ class MembershipControl:
                 f"node {node_id} answers: let it leave, which keeps every copy until the others "
                 "have it, or force its removal",
             )
-        await self._submit(SetMemberIntent(node_id=node_id, actor=actor, intent="remove"))
+        command = SetMemberIntent(node_id=node_id, actor=actor, intent="remove")
+        if self._metadata.applied().cluster_version < required_version(command):
+            await self._raise_version(required_version(command), going=node_id)
+        await self._submit(command)
 
     async def preview_join(self, *, weight: int, zone: str) -> RingPreviewDocument:
         ring = self._ring()
@@ -150,6 +155,29 @@ class MembershipControl:
         # One at a time: a second of a core each, for whoever has any key.
         async with self._previewing:
             return await asyncio.get_running_loop().run_in_executor(self._workers, compute)
+
+    async def _raise_version(self, version: int, *, going: NodeId) -> None:
+        """Let the cluster reach `version` without `going` and other members that are silent.
+
+        A dead member with old software would hold the version back for ever, and could not be
+        removed because of that. One that only seemed to be dead meets the new version in the log
+        before anything it can't read, and ends with a sentence until it is upgraded (decision
+        0064). Raises ApiError where a member that answers does not support it.
+        """
+        with self._metadata.snapshot() as snapshot:
+            behind = [
+                record.member
+                for record in snapshot.members()
+                if record.supported_version < version
+                and record.member.node_id not in (going, self._own_id)
+            ]
+        if any(await asyncio.gather(*map(self._answers, behind))):
+            raise ApiError(
+                "cluster_version_too_old",
+                f"this needs cluster version {version}, which begins when all nodes that answer "
+                "support it: finish the upgrade first",
+            )
+        await self._submit(SetClusterVersion(version=version))
 
     async def _record(self, node_id: NodeId) -> MemberRecord:
         await self._metadata.barrier()

@@ -193,9 +193,16 @@ class OwnMembership:
         return departed(self._identity) if self.intent == "leave" else removed(self._identity)
 
     def look(self) -> None:
-        """Read this node's own record, and tell what is new."""
-        with self._metadata.snapshot() as snapshot:
-            records = snapshot.members()
+        """Read this node's own record, and tell what is new.
+
+        Where it can't be read, because clients keep all readers busy or a downloaded state is just
+        taking its place, the next look does: this must go on, or nobody hears of a removal.
+        """
+        try:
+            with self._metadata.snapshot() as snapshot:
+                records = snapshot.members()
+        except MetadataError:
+            return
         for record in records:
             if record.member.node_id == self._identity.node_id:
                 self._note(record.stage, record.intent, in_ring=record.in_ring)

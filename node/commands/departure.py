@@ -84,7 +84,16 @@ def departure(cluster: ClusterDocument, node_id: str) -> Departure:
         )
     if member.intent == "drain":
         return Departure("done", "The node is drained: no copy is needed from it any more.")
-    return Departure("group", "Leaving the metadata group.")
+    silent = [
+        each.client_url
+        for each in cluster.members
+        if each.stage == "voter" and each.node_id != node_id and each.reachable is False
+    ]
+    return Departure(
+        "group",
+        "Leaving the metadata group."
+        + (f" No answer from the voters {', '.join(silent)}." if silent else ""),
+    )
 
 
 async def watch(

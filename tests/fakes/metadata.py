@@ -64,10 +64,13 @@ class FakeMetadata:
         self._request_ids = itertools.count(1)
 
     async def bootstrap(
-        self, *, open_bucket: str | None = None, admin_secret_hash: bytes = ADMIN_SECRET_HASH
+        self,
+        *,
+        open_bucket: str | None = None,
+        admin_secret_hash: bytes = ADMIN_SECRET_HASH,
+        cluster_version: int = CLUSTER_VERSION_SUPPORTED,
     ) -> None:
-        """Make it a cluster of one with the admin key `ADMIN_KEY_ID`, in ring epoch 1, of the
-        newest cluster version."""
+        """Make it a cluster of one with the admin key `ADMIN_KEY_ID`, in ring epoch 1."""
         result = await self.submit(
             BootstrapCluster(
                 cluster_id="00000000-0000-4000-8000-00000000c1d0",
@@ -79,7 +82,7 @@ class FakeMetadata:
             )
         )
         assert isinstance(result, Done), result
-        await self.submit(SetClusterVersion(version=CLUSTER_VERSION_SUPPORTED))
+        await self.submit(SetClusterVersion(version=cluster_version))
 
     def advance_time(self, milliseconds: int) -> None:
         self.time_ms += milliseconds

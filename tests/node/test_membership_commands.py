@@ -69,7 +69,11 @@ def test_a_departure_is_told_from_the_replicated_state() -> None:
     waiting = departure(cluster(out, dead, other, epoch=5), FIRST)
     assert f"No answer from {stays.client_url}." in waiting.sentence
     settled = msgspec.structs.replace(stays, settled_epoch=5)
-    assert departure(cluster(out, settled, other, epoch=5), FIRST).step == "group"
+    group = departure(cluster(out, settled, other, epoch=5), FIRST)
+    assert (group.step, "No answer" in group.sentence) == ("group", False)
+    dead = msgspec.structs.replace(settled, reachable=False)
+    waiting = departure(cluster(out, dead, other, epoch=5), FIRST)
+    assert (waiting.step, dead.client_url in waiting.sentence) == ("group", True)
     assert departure(cluster(settled, other, epoch=5), FIRST).step == "done"
 
 

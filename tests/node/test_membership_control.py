@@ -14,7 +14,10 @@ from metadata_raft.commands import (
     AdmitMember,
     ChangeRing,
     CreateJoinToken,
+    SetMemberIntent,
     SetMemberStage,
+    UpdateMember,
+    required_version,
 )
 from metadata_raft.records import MemberRecord
 from node.membership_control import Holdings, MembershipControl
@@ -28,9 +31,15 @@ OWN, OTHER, THIRD = (make_member(number).node_id for number in (1, 2, 3))
 
 @pytest.fixture
 async def metadata(tmp_path: Path) -> AsyncIterator[FakeMetadata]:
-    """Three nodes with a place in the ring."""
     made = FakeMetadata(str(tmp_path / "state.db"))
     await made.bootstrap()
+    await admit_others(made)
+    yield made
+    await made.stop()
+
+
+async def admit_others(made: FakeMetadata) -> None:
+    """Three nodes with a place in the ring."""
     for number in (2, 3):
         secret_hash = bytes([number]) * 32
         await made.submit(
@@ -44,8 +53,6 @@ async def metadata(tmp_path: Path) -> AsyncIterator[FakeMetadata]:
             SetMemberStage(node_id=node.node_id, stage="voter", expected_stage="joining")
         )
     await made.submit(ChangeRing(expected_epoch=1, node_ids=(OWN, OTHER, THIRD), replicas=3))
-    yield made
-    await made.stop()
 
 
 class Others:
@@ -65,6 +72,10 @@ def others() -> Others:
 
 @pytest.fixture
 def control(metadata: FakeMetadata, others: Others) -> MembershipControl:
+    return make_control(metadata, others)
+
+
+def make_control(metadata: FakeMetadata, others: Others) -> MembershipControl:
     def ring() -> Ring:
         with metadata.snapshot() as snapshot:
             return build_ring(snapshot.membership(None))
@@ -128,6 +139,40 @@ async def test_only_a_dead_node_is_removed_without_force(
     assert intents(metadata)[OTHER] == "remove"
     with pytest.raises(ApiError, match="no node 'nobody'"):
         await control.remove("nobody", actor=ADMIN_KEY_ID, force=True)
+
+
+async def test_a_dead_node_with_old_software_is_removed(tmp_path: Path) -> None:
+    """It holds the cluster's version back, and with it its own removal, until an operator removes
+    it; not while another node with old software answers, which could not read what comes then."""
+    metadata, others = FakeMetadata(str(tmp_path / "old.db")), Others(OTHER)
+    await metadata.bootstrap(cluster_version=1)
+    await admit_others(metadata)
+    control = make_control(metadata, others)
+    remove = SetMemberIntent(node_id=THIRD, actor=ADMIN_KEY_ID, intent="remove")
+    with pytest.raises(ApiError) as refused:
+        await control.remove(THIRD, actor=ADMIN_KEY_ID, force=False)
+    assert refused.value.code == "cluster_version_too_old"
+    assert metadata.applied().cluster_version == 1
+    upgraded = UpdateMember(
+        member=make_member(2), boot_counter=2, supported_version=required_version(remove)
+    )
+    await metadata.submit(upgraded)
+    await control.remove(THIRD, actor=ADMIN_KEY_ID, force=False)
+    assert metadata.applied().cluster_version == required_version(remove)
+    assert intents(metadata) == {OWN: "stay", OTHER: "stay", THIRD: "remove"}
+    await metadata.stop()
+
+
+async def test_several_dead_nodes_with_old_software_are_removed(tmp_path: Path) -> None:
+    """None of them has to be the first."""
+    metadata = FakeMetadata(str(tmp_path / "old.db"))
+    await metadata.bootstrap(cluster_version=1)
+    await admit_others(metadata)
+    control = make_control(metadata, Others())
+    for node_id in (THIRD, OTHER):
+        await control.remove(node_id, actor=ADMIN_KEY_ID, force=False)
+    assert intents(metadata) == {OWN: "stay", OTHER: "remove", THIRD: "remove"}
+    await metadata.stop()
 
 
 async def test_settings_change_at_once_and_are_shown_whole(

@@ -26,6 +26,8 @@ from metadata_raft.errors import (
     RemovedError,
     RestoredDiskError,
 )
+from metadata_raft.readers import SnapshotContext
+from metadata_raft.state_errors import ReadersBusyError
 from node import own_membership
 from node.data_directory import Identity
 from node.errors import MembershipError
@@ -46,6 +48,13 @@ class Metadata(FakeMetadata):
     is_removed = False
     later_boot = 0
     other_incarnation = 0
+    busy = False
+    """Whether no snapshot can be had now."""
+
+    def snapshot(self) -> SnapshotContext:
+        if self.busy:
+            raise ReadersBusyError("the state is closed")
+        return super().snapshot()
 
 
 @pytest.fixture
@@ -150,6 +159,26 @@ async def two_members(metadata: Metadata) -> Identity:
     nodes = (make_member(1).node_id, second)
     await metadata.submit(ChangeRing(expected_epoch=1, node_ids=nodes))
     return msgspec.structs.replace(IDENTITY, node_id=second, stage="member")
+
+
+async def test_a_node_goes_on_looking_where_its_state_cannot_be_read(metadata: Metadata) -> None:
+    """Clients may keep all readers busy, and a downloaded state replaces this one, while a node
+    joins and ever after: it still finds its place in the ring, and hears of its removal."""
+    identity = await two_members(metadata)
+    own = membership(metadata, identity)
+    metadata.busy = True
+    watching = asyncio.create_task(own.watch())
+    await asyncio.sleep(0.01)
+    assert not watching.done()
+    metadata.busy = False
+    await watching
+    assert own.in_ring
+    metadata.busy = True
+    following = asyncio.create_task(own.follow())
+    await asyncio.sleep(0.01)
+    assert not following.done()
+    metadata.is_removed = True
+    assert (await following).left
 
 
 async def intend(metadata: Metadata, identity: Identity, intent: str) -> None:
