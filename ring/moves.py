@@ -37,6 +37,10 @@ and a read of as many record headers."""
 PARTITIONS_PER_UNIT = 64
 """Queries of the index in one unit, where partitions hold few chunks."""
 
+QUARANTINED_LIMIT = 16_384
+"""Damaged copies gone through for misplaced ones in one look, some 20 ms of a worker thread. That
+many at once are of a lost volume, are here to be healed, and get fewer."""
+
 DROPS_AT_ONCE = 64
 """Deletions in one group of the writer; clients' writes wait behind one group at most."""
 
@@ -192,8 +196,19 @@ class Mover:
         if not self._store.statistics().quarantined:
             return []
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._workers, self._store.quarantined, PAGE_SIZE)
-        return [chunk_id for chunk_id in found if self._node_id not in ring.owners(chunk_id)]
+        return await loop.run_in_executor(self._workers, self._find_quarantined, ring)
+
+    def _find_quarantined(self, ring: Ring) -> list[bytes]:
+        """Worker thread: a page of misplaced ones, which may stand behind many that are not."""
+        misplaced: list[bytes] = []
+        after = b""
+        for _ in range(QUARANTINED_LIMIT // PAGE_SIZE):
+            found = self._store.quarantined(PAGE_SIZE, after=after)
+            misplaced += [each for each in found if self._node_id not in ring.owners(each)]
+            if len(found) < PAGE_SIZE or len(misplaced) >= PAGE_SIZE:
+                break
+            after = found[-1]
+        return misplaced[:PAGE_SIZE]
 
     def _page(self, current: _Pass) -> list[bytes]:
         """Worker thread: the next misplaced ids of a pass; empty at the end."""

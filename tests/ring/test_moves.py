@@ -457,3 +457,29 @@ async def test_an_unforeseen_error_ends_the_pass(monkeypatch: pytest.MonkeyPatch
         assert not node.mover.status().settled
         await node.mover.work()
         assert cluster.holders(chunk_id) == [0, 1, 2]
+
+
+async def test_a_damaged_misplaced_copy_is_found_behind_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Damaged copies that belong here, and can't be healed, hide none that does not: it would take
+    up space for ever, and the node would call itself settled."""
+    monkeypatch.setattr("ring.moves.PAGE_SIZE", 2)
+    async with ring_cluster(4) as cluster:
+        chunk_id, node = await _moved_one(cluster)
+        node.store._quarantine(chunk_id)
+        before = 0
+        for seed in range(1000):
+            content = _random(300, seed)
+            other = blake3(content).digest()
+            if other < chunk_id and 3 in _owners(cluster, other):
+                await node.store.put(other, encode(memoryview(content)), touch=3)
+                node.store._quarantine(other)
+                before += 1
+            if before == 5:
+                break
+        assert before == 5
+        await _move(cluster, [3], units=1)
+        assert node.mover.status().misplaced == 1
+        await _move(cluster, [3], units=4)
+        assert node.store.statistics().quarantined == 5
