@@ -12,6 +12,8 @@ from node.commands import connection, output
 from node.commands.quantities import duration, parse_rate, parse_seconds
 
 DEFAULT_WORD = "default"
+VALUE_MAX = 2**53
+"""The largest number that the API takes: JSON's readers agree up to here."""
 
 
 @click.group("cluster")
@@ -19,7 +21,7 @@ def command() -> None:
     """Settings of the whole cluster."""
 
 
-@command.command("settings")
+@command.command("settings", short_help="Show or change the settings of all nodes.")
 @click.option(
     "--set",
     "changes",
@@ -55,7 +57,7 @@ def settings(
     )
 
 
-@command.command("resume-collection")
+@command.command("resume-collection", short_help="Let space be reclaimed after a restore.")
 @connection.options
 def resume_collection(*, url: str | None, key_file: str | None, as_json: bool) -> None:
     """Let space be reclaimed again after the metadata was restored from a backup.
@@ -90,6 +92,8 @@ def parse_changes(changes: Sequence[str]) -> SettingsChange:
                 f"{change!r} is not NAME=VALUE with a setting of these: {', '.join(known)}"
             )
         values[name] = None if text == DEFAULT_WORD else known[name](text)
+        if (values[name] or 0) > VALUE_MAX:
+            raise click.BadParameter(f"{text!r} is more than any setting can be")
     return SettingsChange(**values)
 
 
@@ -101,4 +105,4 @@ def shown(name: str, value: int) -> str:
     """A value with its unit."""
     if _is_rate(name):
         return f"{output.size(value)}/s" if value else "without limit"
-    return duration(value)
+    return duration(value) if value else "only when asked for"

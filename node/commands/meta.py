@@ -37,7 +37,7 @@ def command() -> None:
     """Back up, restore and recover the metadata."""
 
 
-@command.command("backup")
+@command.command("backup", short_help="Write the metadata of a node to FILE.")
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("--data", metavar="DIR", help="Ask the node on this data directory; needs no key.")
 @connection.options
@@ -78,7 +78,7 @@ def verify(*, file: str, as_json: bool) -> None:
     _tell(file, description, as_json=as_json)
 
 
-@command.command("restore")
+@command.command("restore", short_help="Begin the cluster anew from FILE.")
 @click.option("--data", metavar="DIR", required=True, help="The data directory of a stopped node.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -115,7 +115,7 @@ def restore(*, data: str, file: str | None, yes: bool, as_json: bool) -> None:
         click.echo(f"The former metadata are kept in {restored.kept}; remove them when content.")
 
 
-@command.command("rejoin")
+@command.command("rejoin", short_help="Let a stopped node come back after a restore.")
 @click.option("--data", metavar="DIR", required=True, help="The data directory of a stopped node.")
 @click.option("--config", "config_path", metavar="FILE", help="Instead of DIR/holdfast.toml.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
@@ -160,11 +160,15 @@ def _is_sure(data: str, restored: object) -> bool:
     from node.recovery import Restored  # noqa: PLC0415
 
     assert isinstance(restored, Restored)
+    others = len(restored.members) - 1
+    again = f" The other {others} members are to join again." if others > 1 else ""
+    if others == 1:
+        again = " The other member is to join again."
     click.echo(
         f"{data} becomes the only voter of incarnation {restored.incarnation} of cluster "
-        f"{restored.cluster_id}, with the metadata up to index {restored.index}. Its "
-        f"{len(restored.members)} members are to join again. If a majority of the voters still "
-        "runs, or can be started, don't: their cluster would go on without this node."
+        f"{restored.cluster_id}, with the metadata up to index {restored.index}.{again} "
+        "If a majority of the voters still runs, or can be started, don't: their cluster would go "
+        "on without this node."
     )
     return click.confirm("Restore?")
 

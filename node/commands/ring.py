@@ -62,7 +62,7 @@ def preview_join(
     *, capacity: str, zone: str, url: str | None, key_file: str | None, as_json: bool
 ) -> None:
     """What would move if a node of this capacity joined."""
-    weight = max(1, round(parse_bytes(capacity) / _GIGABYTE))
+    weight = weight_of(parse_bytes(capacity))
     connected = connection.connect(url, key_file)
 
     async def work() -> RingPreviewDocument:
@@ -72,7 +72,14 @@ def preview_join(
     _print(connection.run(work), as_json=as_json)
 
 
-@preview.command("leave")
+def weight_of(capacity_bytes: int) -> int:
+    """A capacity in gigabytes, as a node's weight is by convention; at least one."""
+    if capacity_bytes == 0:
+        raise click.BadParameter("a node without capacity takes no share of the ring")
+    return max(1, round(capacity_bytes / _GIGABYTE))
+
+
+@preview.command("leave", short_help="What would move if NODE left.")
 @click.argument("node")
 @connection.options
 def preview_leave(*, node: str, url: str | None, key_file: str | None, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 """Between two looks; the figures of other nodes are renewed every two seconds."""
+
+FRESH_SECONDS = 4.0
+"""After so long every node that answers has been asked again: a scrub that was begun before is
+shown. Until then none under way may only mean that the figures are older than its beginning."""
 
 SILENCE_SECONDS = 60.0
 """So long a node, or the one that is asked about all, may say nothing before it is given up."""
@@ -118,16 +122,27 @@ async def _begin(
     cluster = await client.cluster()
     members = cluster.members if name is None else [find_member(cluster.members, name)]
     if watch:
-        return {
-            member.node_id: _figure(member, "scrub_passes") + 1
-            for member in members
-            if _figure(member, "scrub_running")
-        }, {}
+        wanted = _under_way(members)
+        deadline = asyncio.get_running_loop().time() + FRESH_SECONDS
+        while not wanted and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+            ids = {member.node_id for member in members}
+            wanted = _under_way([m for m in (await client.cluster()).members if m.node_id in ids])
+        return wanted, {}
     told = await client.scrub(members[0].node_id if name is not None else None)
     return (
         {each.node_id: each.passes for each in told.nodes if each.passes is not None},
         {each.node_id: each.detail for each in told.nodes if each.passes is None},
     )
+
+
+def _under_way(members: Sequence[MemberDocument]) -> dict[str, int]:
+    """The pass that each node is in, where it is in one."""
+    return {
+        member.node_id: _figure(member, "scrub_passes") + 1
+        for member in members
+        if _figure(member, "scrub_running")
+    }
 
 
 def _report(
@@ -225,7 +240,8 @@ def sentences(report: ScrubReport, *, is_begun_only: bool) -> list[str]:
     ]
     nodes = report.nodes
     if is_begun_only:
-        return [*lines, f"{len(nodes)} nodes begin; `holdfast scrub --watch` follows them."]
+        begun = _counted(len(nodes), "node begins", "nodes begin")
+        return [*lines, f"{begun}; `holdfast scrub --watch` follows."]
     lines += [
         f"Node {node.node_id} has not answered for {SILENCE_SECONDS:.0f} s; it goes on when it can."
         for node in nodes
@@ -236,18 +252,28 @@ def sentences(report: ScrubReport, *, is_begun_only: bool) -> list[str]:
     read = [node for node in nodes if node.state in ("done", "healing")]
     found = sum(node.damage_found for node in read)
     lines.append(
-        f"Read {output.size(sum(node.total_bytes for node in read))} on {len(read)} nodes;"
-        f" {found} damaged records found."
+        f"Read {output.size(sum(node.total_bytes for node in read))} on "
+        f"{_counted(len(read), 'node', 'nodes')};"
+        f" {_counted(found, 'damaged record', 'damaged records')} found."
     )
     lost = max((node.unrecoverable_chunks for node in nodes), default=0)
     lacking = sum(node.lacking_copies for node in nodes if node.state == "healing")
     if lost:
-        lines.append(f"{lost} chunks have no good copy on any node that answers.")
+        lines.append(
+            f"{_counted(lost, 'chunk has', 'chunks have')} no good copy on any node that answers."
+        )
     if lacking:
-        lines.append(f"{lacking} copies are lacking still; `holdfast status` says more.")
+        lines.append(
+            f"{_counted(lacking, 'copy is', 'copies are')} lacking still; "
+            "`holdfast status` says more."
+        )
     elif found and not lost:
         lines.append("All are healed.")
     return lines
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
 
 
 class _Bars:

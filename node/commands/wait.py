@@ -13,6 +13,7 @@ from gateway.client import (
     TryAgainError,
     UnreachableError,
 )
+from gateway.documents import MemberDocument
 from node.cluster_warnings import short
 from node.commands import connection, output
 from node.commands.text import printable
@@ -101,16 +102,29 @@ async def _no_maintenance(client: GatewayClient) -> str | None:
 
 async def _not_settled(client: GatewayClient) -> str | None:
     cluster = await client.cluster()
+    changing = [short(each.node_id) for each in cluster.members if _changes_place(each)]
+    if changing:
+        return f"Not settled: the ring is to change for {', '.join(changing)}."
     if cluster.settled:
         return None
     chunks = cluster.chunks
     silent = [short(each.node_id) for each in cluster.members if each.reachable is False]
     if silent:
         return f"Not settled: no answer from {', '.join(silent)}."
+    if not chunks.lacking_copies and not chunks.misplaced_copies:
+        return (
+            f"Not settled: not every node has looked through its copies at epoch {cluster.epoch}."
+        )
     return (
         f"Not settled: {chunks.lacking_copies} copies are lacking, {chunks.misplaced_copies} are "
         "to be dropped."
     )
+
+
+def _changes_place(member: MemberDocument) -> bool:
+    """Whether the next epoch takes an answering node in or out: what was settled until then says
+    nothing about the copies that move after it."""
+    return member.reachable is not False and member.in_ring != (member.intent == "stay")
 
 
 CONDITIONS: dict[str, Callable[[GatewayClient], Awaitable[str | None]]] = {

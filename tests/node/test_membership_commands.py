@@ -14,6 +14,7 @@ import pytest
 from gateway.client import UnreachableError
 from gateway.documents import SettingsChange
 from node.commands import departure as departures
+from node.commands import ring
 from node.commands.cluster import parse_changes, shown
 from node.commands.departure import Departure, NotYetError, RecalledError, departure, watch
 from node.commands.node_names import AmbiguousNodeError, NoSuchNodeError, find_member
@@ -178,6 +179,13 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
+def test_a_node_without_capacity_is_no_node() -> None:
+    """Where a weight of one gigabyte would be previewed otherwise: the least a node can have."""
+    assert [ring.weight_of(count) for count in (1, 1_500_000_000, 4 * 10**12)] == [1, 2, 4000]
+    with pytest.raises(click.BadParameter, match="without capacity"):
+        ring.weight_of(0)
+
+
 def test_times_have_units() -> None:
     """Both ways, as far as a person wants to know."""
     assert [parse_seconds(text) for text in ("90", "90s", "30m", "12h", "14d", "2w")] == [
@@ -192,7 +200,12 @@ def test_settings_are_given_by_name_and_unit() -> None:
     """`default` is null; what is not named is not sent."""
     change = parse_changes(["repair_bytes_per_second=50MB", "scrub_interval_seconds=default"])
     assert change == SettingsChange(repair_bytes_per_second=50_000_000, scrub_interval_seconds=None)
-    for wrong in ("repair=5MB", "repair_bytes_per_second", "repair_bytes_per_second=soon"):
+    for wrong in (
+        "repair=5MB",
+        "repair_bytes_per_second",
+        "repair_bytes_per_second=soon",
+        "scrub_interval_seconds=999999999999999d",
+    ):
         with pytest.raises(click.UsageError):
             parse_changes([wrong])
     assert shown("repair_bytes_per_second", 0) == "without limit"
@@ -202,6 +215,7 @@ def test_settings_are_given_by_name_and_unit() -> None:
     )
     assert shown("repair_bytes_per_second_beside_clients", 24 << 20) == "24.0 MiB/s"
     assert shown("scrub_interval_seconds", 14 * 86_400) == "14 d"
+    assert shown("scrub_interval_seconds", 0) == "only when asked for"
 
 
 def test_a_preview_says_what_moves_and_how_long() -> None:

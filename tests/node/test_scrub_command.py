@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 
-from gateway.client import UnreachableError
+from gateway.client import GatewayClient, UnreachableError
 from gateway.documents import ClusterDocument, MemberDocument
 from node.commands import scrub
 from node.commands.scrub import NodeScrub, ScrubReport, follow, look_at, sentences
@@ -108,9 +109,9 @@ async def test_what_nobody_can_heal_fails_the_command() -> None:
     report = ScrubReport(nodes=nodes, not_told={})
     assert report.exit_code == EXIT_FAILED
     assert sentences(report, is_begun_only=False) == [
-        "Read 1000 B on 1 nodes; 2 damaged records found.",
-        "1 chunks have no good copy on any node that answers.",
-        "1 copies are lacking still; `holdfast status` says more.",
+        "Read 1000 B on 1 node; 2 damaged records found.",
+        "1 chunk has no good copy on any node that answers.",
+        "1 copy is lacking still; `holdfast status` says more.",
     ]
 
 
@@ -130,3 +131,28 @@ def test_nothing_to_follow() -> None:
     report = ScrubReport(nodes=[], not_told={})
     assert sentences(report, is_begun_only=False) == ["No scrub is under way."]
     assert report.exit_code == EXIT_DONE
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_what_has_just_begun_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures are seconds old: none under way by them may be one that began since."""
+    idle, running = node("n2"), node("n2", scrub_running=1.0, scrub_passes=3.0)
+    looks = [cluster(node("n1"), each) for each in (idle, idle, running)]
+    client = FakeCluster(looks)
+    wanted, not_told = await scrub._begin(cast(GatewayClient, client), None, watch=True)
+    assert (wanted, not_told) == ({"n2": 4}, {})
+    monkeypatch.setattr(scrub, "FRESH_SECONDS", 0.0)
+    assert await scrub._begin(cast(GatewayClient, FakeCluster(looks[:1])), None, watch=True) == (
+        {},
+        {},
+    )
+
+
+class FakeCluster:
+    """Shows the next look each time."""
+
+    def __init__(self, looks: list[ClusterDocument]) -> None:
+        self._looks = list(looks)
+
+    async def cluster(self) -> ClusterDocument:
+        return self._looks.pop(0)

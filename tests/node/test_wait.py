@@ -79,12 +79,31 @@ async def test_settled_is_what_the_cluster_says(capsys: pytest.CaptureFixture[st
     copying = msgspec.structs.replace(
         cluster(settled=False), chunks=ChunksDocument(lacking_copies=7, misplaced_copies=2)
     )
-    client = FakeClient([silent, copying, cluster()])
+    looking = msgspec.structs.replace(cluster(settled=False), chunks=ChunksDocument())
+    client = FakeClient([silent, copying, looking, cluster()])
     await run("settled", client)
     assert client.answers == []
     assert capsys.readouterr().err.splitlines() == [
         "Not settled: no answer from 3000000a.",
         "Not settled: 7 copies are lacking, 2 are to be dropped.",
+        "Not settled: not every node has looked through its copies at epoch 3.",
+    ]
+
+
+async def test_settled_waits_for_the_ring_that_is_wanted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Until the new epoch is there, that the old one is settled says nothing: nobody is to stop a
+    node just before copies move. Nodes that are silent are no part of that."""
+    undrained = cluster(own(), member(2), member(3, in_ring=False))
+    drained = cluster(own(intent="drain"), member(2), member(3))
+    done = cluster(own(), member(2), member(3, in_ring=False, reachable=False))
+    client = FakeClient([undrained, drained, done])
+    await run("settled", client)
+    assert client.answers == []
+    assert capsys.readouterr().err.splitlines() == [
+        "Not settled: the ring is to change for 3000000a.",
+        "Not settled: the ring is to change for 1000000a.",
     ]
 
 
