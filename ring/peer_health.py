@@ -73,8 +73,10 @@ class PeerHealth:
 
     def rank(self, now: float) -> tuple[bool, float]:
         """Sorts peers: those that failed just now last, the quickest first."""
-        failed = self._failed_at is not None and now - self._failed_at < _PATIENCE_SECONDS
-        return failed, self.latency_seconds
+        return self.has_just_failed(now), self.latency_seconds
+
+    def has_just_failed(self, now: float) -> bool:
+        return self._failed_at is not None and now - self._failed_at < _PATIENCE_SECONDS
 
 
 def _smoothed(average: float, newest: float) -> float:

@@ -111,9 +111,12 @@ class Puller:
         self, ring: Ring, found: Mapping[bytes, Source], chunk_ids: Sequence[bytes]
     ) -> None:
         by_node: dict[NodeId, list[bytes]] = defaultdict(list)
+        now = self._client.now()
         for chunk_id in chunk_ids:
             for node in ring.owners(chunk_id):
-                if node != self._node_id:
+                # Each unit would wait for one that hangs. What only that one has is looked for
+                # there at last.
+                if node != self._node_id and not self._client.health(node).has_just_failed(now):
                     by_node[node].append(chunk_id)
         await asyncio.gather(
             *(self._ask_one(ring.members[node], found, asked) for node, asked in by_node.items())

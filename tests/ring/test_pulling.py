@@ -295,3 +295,23 @@ def test_requests_are_bounded_and_balanced() -> None:
         assert len(job.chunk_ids) == 1 or job.size <= GET_BATCH_SIZE_LIMIT
     assert abs(load["node-0"] - load["node-1"]) <= 5_000_000
     assert len(jobs) < 500 / GET_BATCH_LIMIT + 50 / 8 + 9 + 6
+
+
+async def test_an_owner_that_has_just_failed_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that hangs would hold each unit up for as long as a request may be silent. What only it
+    has is found there all the same, if it answers after all."""
+    async with ring_cluster(3, in_ring=2) as cluster:
+        chunk_ids = [await _stored(cluster.nodes[:2], _random(500, seed)) for seed in range(5)]
+        alone = await _stored(cluster.nodes[:1], _random(600, 99))
+        cluster.live.chunks.update(chunk_ids, [alone])
+        cluster.change_ring(range(3))
+        requests = Requests(cluster.nodes[2].client, monkeypatch)
+        health = cluster.nodes[2].client.health(cluster.nodes[0].node_id)
+        monkeypatch.setattr("ring.peer_health._PATIENCE_SECONDS", 3600.0)
+        health.failed(cluster.nodes[2].client.now())
+        await _sweep(cluster, 2)
+        assert {node for node, _ in requests.stats} == {cluster.nodes[1].node_id}
+        assert 2 in cluster.holders(alone)
+        assert all(cluster.holders(each) == [0, 1, 2] for each in chunk_ids)
