@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import ssl
 
 import aiohttp
 
@@ -88,6 +89,11 @@ class translated:  # noqa: N801 - reads as a phrase: with translated()
 
 def _reason(error: OSError) -> str:
     """What the system says; an event loop puts the address and its own words around that."""
+    if isinstance(error, ssl.SSLError):
+        # Its numbers are OpenSSL's own: as the system's they would mean something else.
+        reason = str(error.reason or error).replace("_", " ").lower()
+        hint = "; is it http://, not https://?" if "wrong version number" in reason else ""
+        return f"TLS fails ({reason}){hint}"
     if error.errno is not None and error.errno in errno.errorcode:
         return os.strerror(error.errno)
     return error.strerror or str(error)

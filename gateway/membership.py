@@ -112,9 +112,10 @@ class MembershipRoutes:
             case "join", others if others <= {"capacity", "zone"}:
                 weight = _capacity(parameters.get("capacity"))
                 zone = parameters.get("zone", "")
-                if len(zone) > ZONE_LENGTH_MAX:
+                if len(zone) > ZONE_LENGTH_MAX or not zone.isprintable():
                     raise ApiError(
-                        "invalid_parameter", f"a zone has at most {ZONE_LENGTH_MAX} characters"
+                        "invalid_parameter",
+                        f"a zone has at most {ZONE_LENGTH_MAX} characters, in one line",
                     )
                 return await membership.preview_join(weight=weight, zone=zone)
             case "leave", others if others == {"node"}:
@@ -132,7 +133,8 @@ def _capacity(text: str | None) -> int:
         or not 1 <= int(text) <= CAPACITY_MAX
     ):
         raise ApiError(
-            "invalid_parameter", f"capacity has to be a number of gigabytes up to {CAPACITY_MAX}"
+            "invalid_parameter",
+            f"capacity has to be a whole number of gigabytes from 1 to {CAPACITY_MAX:,}",
         )
     return int(text)
 

@@ -55,7 +55,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     advertise: Annotated[str, msgspec.Meta(description="a host that the others can reach")] = ""
     """The host under which clients and other nodes reach this one; `listen` where empty."""
     zone: Annotated[
-        str, msgspec.Meta(max_length=64, description="a name of at most 64 characters")
+        str,
+        msgspec.Meta(
+            max_length=64,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="a name of at most 64 characters, in one line",
+        ),
     ] = ""
     weight: Annotated[
         int, msgspec.Meta(ge=1, le=1_000_000, description="a whole number from 1 to 1,000,000")

@@ -10,6 +10,8 @@ last.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import secrets
 import ssl
 import traceback
@@ -257,12 +259,23 @@ class _Exchange:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> PeerUnreachableError:
-        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        told = _reason(error)
         self.body = None
         _let_go(error)
         return PeerUnreachableError(
             self.member.node_id, f"{self.member.peer_address} does not answer ({told})"
         )
+
+
+def _reason(error: Exception) -> str:
+    """The cause without the address, which is told already, and aiohttp's words around it."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        # The numbers of TLS errors are OpenSSL's own, not the system's.
+        if not isinstance(cause, ssl.SSLError) and cause.errno in errno.errorcode:
+            return os.strerror(cause.errno)
+        return str(cause) or type(cause).__name__
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _let_go(error: BaseException) -> None:

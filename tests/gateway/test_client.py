@@ -233,6 +233,14 @@ async def test_nobody_there_is_an_error_of_its_own() -> None:
     await server.wait_closed()
 
 
+async def test_a_node_without_tls_is_told_from_a_forbidden_one(gateway: Serving) -> None:
+    """OpenSSL's numbers are not the system's, whose first means "Operation not permitted"."""
+    async with GatewayClient(gateway.url.replace("http://", "https://")) as client:
+        with pytest.raises(UnreachableError, match=r"TLS fails \(.*\)") as caught:
+            await client.cluster()
+    assert "not permitted" not in str(caught.value)
+
+
 async def test_wrong_bytes_are_never_taken_for_right(
     gateway: Serving, client: GatewayClient
 ) -> None:

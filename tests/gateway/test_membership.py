@@ -113,6 +113,7 @@ async def test_the_ring_shows_what_a_change_would_move(gateway: Serving) -> None
         "preview=join&capacity=5GB",
         "preview=join&capacity=5&node=n1",
         f"preview=join&capacity=5&zone={'z' * 65}",
+        "preview=join&capacity=5&zone=a%0Ab",
         "preview=leave",
         "preview=leave&node=n1&zone=b",
         "preview=drain&node=n1",

@@ -52,6 +52,7 @@ def test_everything_wrong_is_said_at_once_with_its_source(tmp_path: Path) -> Non
         ({"data": "d", "tls_cert": "/x", "tls_key": "/y"}, "names the file /x, which can't be"),
         ({"data": "d", "open_bucket": "b", "listen": "10.0.0.1"}, "is for loopback only"),
         ({"data": "d", "peer_tls": "maybe"}, "must be auto, on or off"),
+        ({"data": "d", "zone": "a\nb"}, "must be a name of at most 64 characters, in one line"),
     ],
 )
 def test_contradictions_are_found_before_anything_opens(

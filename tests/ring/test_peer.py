@@ -249,8 +249,9 @@ async def test_a_restarted_peer_is_greeted_anew() -> None:
         client, member = cluster.nodes[0].client, cluster.nodes[1].member
         assert (await client.status(member)).node_id == member.node_id
         await cluster.nodes[1].go_down()
-        with pytest.raises(PeerUnreachableError, match=member.peer_address):
+        with pytest.raises(PeerUnreachableError) as caught:
             await client.status(member)
+        assert f"{member.peer_address} does not answer (Connection refused)" in str(caught.value)
         await cluster.nodes[1].come_back()
         answers = await asyncio.gather(*(client.status(member) for _ in range(20)))
         assert {answer.node_id for answer in answers} == {member.node_id}
