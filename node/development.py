@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from node.data_directory import has_left
 from node.errors import DataDirectoryError, NodeError
 from node.health import Health, probe
 from node.ports import check_available, free_ports
@@ -192,6 +193,10 @@ class DevelopmentCluster:
     def _revive(self, node: Child) -> None:
         code = node.exit_code()
         if code is None or node.restarts >= _RESTART_LIMIT:
+            return
+        if has_left(node.data):
+            self._say(f"Node {node.number} has left the cluster, and is not started again.")
+            node.restarts = _RESTART_LIMIT
             return
         if time.monotonic() - node.started > _RESTART_WINDOW_SECONDS:
             node.restarts = 0

@@ -272,8 +272,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
         # The numbers of TLS errors are OpenSSL's own, not the system's.
-        if not isinstance(cause, ssl.SSLError) and cause.errno in errno.errorcode:
-            return os.strerror(cause.errno)
+        code = None if isinstance(cause, ssl.SSLError) else cause.errno
+        if code is not None and code in errno.errorcode:
+            return os.strerror(code)
         return str(cause) or type(cause).__name__
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from node.data_directory import IDENTITY_NAME, Identity
 from node.development import DevelopmentCluster
 from node.errors import DataDirectoryError, PortTakenError
 from node.ports import free_ports
@@ -55,6 +57,22 @@ def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis").write_text("")
     with pytest.raises(DataDirectoryError, match="was not made by `holdfast dev`"):
         DevelopmentCluster(str(tmp_path), 1, print)
+
+
+def test_a_node_that_has_left_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory would be refused each time; that it has left is said, once."""
+    said: list[str] = []
+    cluster = DevelopmentCluster(str(tmp_path), 1, said.append)
+    (node,) = cluster.nodes
+    monkeypatch.setattr(node, "exit_code", lambda: 0)
+    left = Identity(cluster_id="c", node_id="n", incarnation=1, boot_counter=3, stage="left")
+    Path(node.data).mkdir()
+    Path(node.data, IDENTITY_NAME).write_bytes(msgspec.json.encode(left))
+    cluster._revive(node)
+    cluster._revive(node)
+    assert said == ["Node 1 has left the cluster, and is not started again."]
 
 
 def test_free_ports_can_be_listened_on() -> None:
