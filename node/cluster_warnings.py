@@ -61,7 +61,7 @@ def _unrecoverable(cluster: ClusterDocument) -> Iterator[str]:
     count = cluster.chunks.unrecoverable_chunks
     if count:
         yield (
-            f"{_counted(count, 'referenced chunk was', 'referenced chunks were')} found on no node "
+            f"{counted(count, 'referenced chunk was', 'referenced chunks were')} found on no node "
             "that answers: the files that hold them can't be read in full until a node that has "
             "them is back."
         )
@@ -81,7 +81,7 @@ def _lacking(cluster: ClusterDocument) -> Iterator[str]:
     count = cluster.chunks.lacking_copies
     if count:
         yield (
-            f"{_counted(count, 'copy is', 'copies are')} lacking: chunks have fewer copies than "
+            f"{counted(count, 'copy is', 'copies are')} lacking: chunks have fewer copies than "
             "wanted, or a new owner has not got its own yet; repair is at it."
         )
 
@@ -114,7 +114,7 @@ def _damage(cluster: ClusterDocument) -> Iterator[str]:
         if found:
             yield (
                 f"Node {short(member.node_id)} has met "
-                f"{_counted(found, 'damaged copy', 'damaged copies')} since its start; they are "
+                f"{counted(found, 'damaged copy', 'damaged copies')} since its start; they are "
                 "healed from other nodes, but its disk may be failing."
             )
 
@@ -144,7 +144,7 @@ def _voters(cluster: ClusterDocument) -> Iterator[str]:
     wanted = voters_wanted(len(cluster.members))
     if voters < wanted:
         yield (
-            f"{_counted(voters, 'node votes', 'nodes vote')}, {wanted} should: the metadata "
+            f"{counted(voters, 'node votes', 'nodes vote')}, {wanted} should: the metadata "
             "survives fewer failures than the number of nodes would allow."
         )
     elif voters > 2 and voters % 2 == 0:
@@ -155,8 +155,8 @@ def _few_nodes(cluster: ClusterDocument) -> Iterator[str]:
     count = sum(member.in_ring for member in cluster.members)
     if 0 < count < cluster.replicas:
         yield (
-            f"{_counted(count, 'node holds', 'nodes hold')} chunks, so each has "
-            f"{_counted(count, 'copy', 'copies')} instead of {cluster.replicas}."
+            f"{counted(count, 'node holds', 'nodes hold')} chunks, so each has "
+            f"{counted(count, 'copy', 'copies')} instead of {cluster.replicas}."
         )
 
 
@@ -164,7 +164,7 @@ def _departing(cluster: ClusterDocument) -> Iterator[str]:
     for member in cluster.members:
         name = short(member.node_id)
         left = int(member.load.get("moves_misplaced_copies", 0.0))
-        still = f"; {_counted(left, 'copy', 'copies')} still to hand over" if left else ""
+        still = f"; {counted(left, 'copy', 'copies')} still to hand over" if left else ""
         match member.intent:
             case "drain":
                 yield f"Node {name} is drained: it holds no share of the chunks{still}."
@@ -211,7 +211,7 @@ def _jobs(cluster: ClusterDocument) -> Iterator[str]:
         failing = int(member.load.get("jobs_failing", 0.0))
         if failing:
             yield (
-                f"{_counted(failing, 'background job fails', 'background jobs fail')} on node "
+                f"{counted(failing, 'background job fails', 'background jobs fail')} on node "
                 f"{short(member.node_id)}: its log says why."
             )
 
@@ -220,7 +220,8 @@ def _heard(cluster: ClusterDocument) -> Iterator[MemberDocument]:
     return (member for member in cluster.members if is_fresh(member, cluster.node_id))
 
 
-def _counted(count: int, one: str, many: str) -> str:
+def counted(count: int, one: str, many: str) -> str:
+    """`1 node`, `2 nodes`."""
     return f"{count} {one if count == 1 else many}"
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.client import GatewayClient, TryAgainError, UnreachableError
 from gateway.documents import ClusterDocument, MemberDocument
+from node.cluster_warnings import counted
 from node.commands import connection, output
 from node.commands.node_names import find_member
 from node.errors import EXIT_DONE, EXIT_FAILED, EXIT_TRY_AGAIN
@@ -240,7 +241,7 @@ def sentences(report: ScrubReport, *, is_begun_only: bool) -> list[str]:
     ]
     nodes = report.nodes
     if is_begun_only:
-        begun = _counted(len(nodes), "node begins", "nodes begin")
+        begun = counted(len(nodes), "node begins", "nodes begin")
         return [*lines, f"{begun}; `holdfast scrub --watch` follows."]
     lines += [
         f"Node {node.node_id} has not answered for {SILENCE_SECONDS:.0f} s; it goes on when it can."
@@ -253,27 +254,23 @@ def sentences(report: ScrubReport, *, is_begun_only: bool) -> list[str]:
     found = sum(node.damage_found for node in read)
     lines.append(
         f"Read {output.size(sum(node.total_bytes for node in read))} on "
-        f"{_counted(len(read), 'node', 'nodes')};"
-        f" {_counted(found, 'damaged record', 'damaged records')} found."
+        f"{counted(len(read), 'node', 'nodes')};"
+        f" {counted(found, 'damaged record', 'damaged records')} found."
     )
     lost = max((node.unrecoverable_chunks for node in nodes), default=0)
     lacking = sum(node.lacking_copies for node in nodes if node.state == "healing")
     if lost:
         lines.append(
-            f"{_counted(lost, 'chunk has', 'chunks have')} no good copy on any node that answers."
+            f"{counted(lost, 'chunk has', 'chunks have')} no good copy on any node that answers."
         )
     if lacking:
         lines.append(
-            f"{_counted(lacking, 'copy is', 'copies are')} lacking still; "
+            f"{counted(lacking, 'copy is', 'copies are')} lacking still; "
             "`holdfast status` says more."
         )
     elif found and not lost:
         lines.append("All are healed.")
     return lines
-
-
-def _counted(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
 
 
 class _Bars:

@@ -167,7 +167,19 @@ class _Screen:
     def show(self, found: ClusterDocument | str) -> None:
         self._last = found
         head = Line(f"{_now()}  every {WATCH_SECONDS:.0f} s, Ctrl-C ends", FAINT)
-        self._live.update(_text([head, *_lines(found, self._console.width)]), refresh=True)
+        lines = [head, *_lines(found, self._console.width)]
+        self._live.update(_text(fitted(lines, self._console.height)), refresh=True)
+
+
+def fitted(lines: Sequence[Line], height: int) -> Sequence[Line]:
+    """What a screen has room for; where that is not all, its last line says so."""
+    if len(lines) <= height:
+        return lines
+    shown = max(0, height - 1)
+    return [
+        *lines[:shown],
+        Line(f"… {len(lines) - shown} more lines than this window shows", FAINT),
+    ]
 
 
 def _lines(found: ClusterDocument | str, width: int | None) -> list[Line]:

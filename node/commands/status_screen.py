@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gateway.documents import ClusterDocument, MemberDocument
-from node.cluster_warnings import duration, short
+from node.cluster_warnings import counted, duration, short
 from node.commands import output
 from node.commands.text import printable
 
@@ -67,10 +67,14 @@ def _head(cluster: ClusterDocument) -> list[Line]:
         _row("settled", *_settled(cluster)),
         _row(
             "raft",
-            f"leader {leader}, term {raft.term}, {voters} voters, "
+            f"leader {leader}, term {raft.term}, {counted(voters, 'voter', 'voters')}, "
             f"entry {raft.applied_index}, lag {behind}",
         ),
-        _row("ring", f"epoch {cluster.epoch}, {in_ring} nodes, {cluster.replicas} copies wanted"),
+        _row(
+            "ring",
+            f"epoch {cluster.epoch}, {counted(in_ring, 'node', 'nodes')}, "
+            f"{counted(cluster.replicas, 'copy', 'copies')} wanted",
+        ),
         _row(
             "chunks",
             f"{chunks.lacking_copies} lacking, {chunks.misplaced_copies} misplaced, "

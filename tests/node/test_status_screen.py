@@ -9,7 +9,8 @@ import pytest
 
 from gateway.documents import ClusterDocument
 from node.cluster_warnings import warnings
-from node.commands.status_screen import screen
+from node.commands.status import fitted
+from node.commands.status_screen import Line, screen
 from tests.fakes.cluster_documents import GB, cluster, member, node_id, own
 
 
@@ -133,3 +134,19 @@ def test_what_is_not_known_is_a_question_mark() -> None:
         if line.startswith(node_id(2)[:8])
     )
     assert row.split()[-5:] == ["?", "?", "?", "?", "0.1.0"]
+
+
+def test_what_a_window_cuts_off_is_said() -> None:
+    """Nobody takes the upper half of a screen for all of it."""
+    lines = [Line(str(number)) for number in range(5)]
+    assert list(fitted(lines, 5)) == lines
+    assert [line.text for line in fitted(lines, 4)] == [
+        "0", "1", "2", "… 2 more lines than this window shows",
+    ]  # fmt: skip
+
+
+def test_one_is_not_several() -> None:
+    """A cluster of one node has one voter."""
+    shown = "\n".join(line.text for line in screen(cluster(own(), replicas=1), 120))
+    assert "1 voter, " in shown
+    assert "1 node, 1 copy wanted" in shown
