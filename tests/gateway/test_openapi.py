@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html.parser
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,17 @@ def test_every_code_is_in_the_table() -> None:
     for operation in OPERATIONS:
         assert set(operation.refusals) | set(COMMON_REFUSALS) <= set(CODES)
     assert set(CODES) >= FAILURE_CODES
+
+
+def test_the_guide_to_the_api_names_every_code_with_its_status() -> None:
+    """The table in docs/api.md, row by row: statuses, then their codes, both parted alike."""
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    named: dict[str, int] = {}
+    for statuses, codes in re.findall(r"^\| (\d{3}[\d, ]*) \| (`.*) \|$", text, re.MULTILINE):
+        parted = codes.split("; ") if "," in statuses else [codes]
+        for status, group in zip(statuses.split(", "), parted, strict=True):
+            named.update(dict.fromkeys(re.findall(r"`([a-z_]+)`", group), int(status)))
+    assert named == {code: CODES[code].status for code in CODES}
 
 
 def test_the_document_has_the_schemas_it_refers_to() -> None:

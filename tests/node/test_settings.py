@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from node import settings
@@ -91,3 +93,21 @@ def test_addresses_of_ipv6_hosts_are_bracketed() -> None:
     loaded = settings.load({"data": "d", "listen": "::1"}, {})
     assert loaded.peer_address == "[::1]:7071"
     assert loaded.client_url == "http://[::1]:7070"
+
+
+def test_the_guide_has_every_setting_with_its_default() -> None:
+    """The table in docs/operations/README.md: no setting is missing, no default is another one."""
+    text = (Path(__file__).parents[2] / "docs" / "operations" / "README.md").read_text()
+    table = text[text.index("| name | default | what |") :].split("\n\n")[0]
+    shown: dict[str, str] = {}
+    for names, defaults in re.findall(r"^\| (`[^|]+) \|([^|]*)\|", table, re.MULTILINE):
+        named = re.findall(r"`([a-z_]+)`", names)
+        each = defaults.strip().split(", ") if len(named) > 1 else [defaults.strip()]
+        shown.update(zip(named, each if len(each) == len(named) else each * 3, strict=False))
+    fields = {field.name: field.default for field in msgspec.structs.fields(settings.Settings)}
+    assert shown.keys() == fields.keys()
+    plain = {name: text for name, text in shown.items() if isinstance(fields[name], int)}
+    plain.pop("join")
+    assert {name: float(text) for name, text in plain.items()} == {
+        name: fields[name] for name in plain
+    }
