@@ -102,7 +102,9 @@ def _is_rate(name: str) -> bool:
 
 
 def shown(name: str, value: int) -> str:
-    """A value with its unit."""
+    """A value with its unit, and 0 by what it means."""
+    if name.endswith("_beside_clients") and not value:
+        return "as much as a quarter of the rate without clients"
     if _is_rate(name):
         return f"{output.size(value)}/s" if value else "without limit"
     return duration(value) if value else "only when asked for"

@@ -216,6 +216,7 @@ def test_settings_are_given_by_name_and_unit() -> None:
     assert shown("repair_bytes_per_second_beside_clients", 24 << 20) == "24.0 MiB/s"
     assert shown("scrub_interval_seconds", 14 * 86_400) == "14 d"
     assert shown("scrub_interval_seconds", 0) == "only when asked for"
+    assert shown("repair_bytes_per_second_beside_clients", 0).startswith("as much as a quarter")
 
 
 def test_a_preview_says_what_moves_and_how_long() -> None:
