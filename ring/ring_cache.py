@@ -24,11 +24,11 @@ class RingCache:
         view: ClusterView,
         workers: Executor,
         *,
-        build: Callable[[Membership], Ring] = build_ring,
+        build: Callable[[Membership], Ring] | None = None,
     ) -> None:
         self._view = view
         self._workers = workers
-        self._build_ring = build
+        self._build_ring = build if build is not None else build_ring
         self._rings: OrderedDict[Membership, Ring] = OrderedDict()
         self._building: dict[Membership, asyncio.Future[Ring]] = {}
         self._latest: tuple[Membership, Ring] | None = None
