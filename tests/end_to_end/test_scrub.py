@@ -164,7 +164,7 @@ async def test_damage_that_nobody_can_heal_fails_the_command(tmp_path: Path) -> 
             flip(record, record.length - 1)
             scrubbed = await cluster.command("scrub")
             assert scrubbed.returncode == 1, scrubbed.stdout
-            assert "1 chunks have no good copy" in scrubbed.stdout
+            assert "1 chunk has no good copy" in scrubbed.stdout
             async with client.get(OPEN_BUCKET, "good") as download:
                 assert await download.read() == good
         with record.path.open("rb") as file:
