@@ -20,7 +20,7 @@ from ring.errors import (
 from ring.members import Membership
 from ring.replicator import ChunksTouched
 from ring.signatures import Session
-from tests.fakes.ring_nodes import eventually, ring_cluster
+from tests.fakes.ring_nodes import RingNode, eventually, ring_cluster
 
 MIB = 1024 * 1024
 
@@ -325,13 +325,20 @@ async def test_a_lying_peer_is_found_out() -> None:
         await eventually(lambda: cluster.holders(written.chunk_id) == [0, 1, 2])
         other = await cluster.nodes[3].write(_random(len(content)))
         await eventually(lambda: len(cluster.holders(other.chunk_id)) >= 3)
-        for node in cluster.nodes[:2]:
-            chunks = node.store._chunks
-            wrong = memoryview(bytes(len(content)))
-            kept = chunks[written.chunk_id].content
-            object.__setattr__(kept, "payload", wrong)
-        data = await cluster.nodes[3].replicator.read(written.chunk_id, length=len(content))
+        reader = cluster.nodes[3].replicator
+
+        def lie(node: RingNode) -> None:
+            kept = node.store._chunks[written.chunk_id].content
+            object.__setattr__(kept, "payload", memoryview(bytes(len(content))))
+
+        lie(cluster.nodes[0])
+        lie(cluster.nodes[1])
+        data = await reader.read(written.chunk_id, length=len(content))
         assert bytes(data) == content
+        # Whoever was asked first above: with all of them lying nobody is believed.
+        lie(cluster.nodes[2])
+        with pytest.raises(ChunkUnavailableError):
+            await reader.read(written.chunk_id, length=len(content))
 
 
 async def test_a_silent_owner_delays_one_read_and_is_asked_last_then(
