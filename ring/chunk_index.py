@@ -22,7 +22,7 @@ from typing import NamedTuple
 from ring.digests import partition_range
 from ring.errors import IndexDamagedError, StoreFullError
 from ring.interfaces import CHUNK_ID_SIZE, Codec, PartitionDigest
-from ring.members import PARTITION_COUNT
+from ring.members import PARTITION_COUNT, partition_of
 from ring.record import RECORD_SIZE_MAX, align
 
 INDEX_FORMAT_VERSION = 1
@@ -149,11 +149,6 @@ class IndexChange:
 
     def __bool__(self) -> bool:
         return bool(self.transitions or self.to_punch or self.punched or self.volumes)
-
-
-def partition_of(chunk_id: bytes) -> int:
-    """Return the partition of a chunk: the leading 12 bits of its id."""
-    return int.from_bytes(chunk_id[:2], "big") * PARTITION_COUNT >> 16
 
 
 class ChunkIndex:

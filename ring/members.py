@@ -17,6 +17,11 @@ PARTITION_COUNT = 4096
 DEFAULT_REPLICAS = 3
 
 
+def partition_of(chunk_id: bytes) -> int:
+    """The partition of a chunk: the leading 12 bits of its id."""
+    return chunk_id[0] << 4 | chunk_id[1] >> 4
+
+
 class Member(msgspec.Struct, frozen=True, kw_only=True, order=True):
     """A node that holds chunks, as the ring sees it. Addresses are `host:port`."""
 

@@ -25,9 +25,9 @@ from functools import partial
 
 from ring.errors import RingError, StaleEpochError
 from ring.interfaces import ChunkRow, ChunkStore, ClusterView, LiveChunks
-from ring.members import NodeId
+from ring.members import NodeId, partition_of
 from ring.peer_client import PeerClient
-from ring.placement import Ring, partition_of
+from ring.placement import Ring
 from ring.ring_cache import RingCache
 
 PAGE_SIZE = 256

@@ -27,7 +27,7 @@ from math import ceil, floor
 import msgspec
 from uhashring import HashRing
 
-from ring.members import PARTITION_COUNT, Member, Membership, NodeId
+from ring.members import PARTITION_COUNT, Member, Membership, NodeId, partition_of
 from ring.shares import ZoneShare, feasible_shares, zone_shares
 
 POINTS_PER_NODE = 1024
@@ -51,11 +51,6 @@ _SWAP_ROUNDS = 8
 
 _ROUNDING = Context(prec=30)
 """`Decimal.ln` is correctly rounded everywhere, which the C library's log is not."""
-
-
-def partition_of(chunk_id: bytes) -> int:
-    """The partition of a chunk: the leading 12 bits of its id."""
-    return chunk_id[0] << 4 | chunk_id[1] >> 4
 
 
 class Ring:

@@ -17,10 +17,10 @@ from ring.chunk_index import (
     IndexRow,
     Transition,
     VolumePosition,
-    partition_of,
 )
 from ring.errors import IndexDamagedError
 from ring.interfaces import Codec
+from ring.members import partition_of
 from ring.touches import Touches
 
 

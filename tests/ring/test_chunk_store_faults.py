@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ring.buffers import BufferPool
-from ring.chunk_index import ChunkIndex, Extent, IndexChange, IndexRow, partition_of, remove_index
+from ring.chunk_index import ChunkIndex, Extent, IndexChange, IndexRow, remove_index
 from ring.chunk_store import HEADERS_AT_ONCE, INLINE_STAT_LIMIT, DiskChunkStore
 from ring.codec import encode
 from ring.errors import (
@@ -27,7 +27,7 @@ from ring.errors import (
     StoreOverloadedError,
 )
 from ring.interfaces import ChunkRow, Encoded, PutOutcome
-from ring.members import PARTITION_COUNT
+from ring.members import PARTITION_COUNT, partition_of
 from ring.record import FIRST_RECORD_OFFSET, RECORD_SIZE_MAX
 from ring.store_changes import UNINDEXED_LIMIT, StoreLimits
 from ring.store_writer import QUEUE_LIMIT

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ring.chunk_index import partition_of
 from ring.digests import (
     FINGERPRINT_SIZE,
     SLICE_COUNT,
@@ -21,7 +20,7 @@ from ring.digests import (
     slice_range,
 )
 from ring.interfaces import PartitionDigest
-from ring.members import PARTITION_COUNT
+from ring.members import PARTITION_COUNT, partition_of
 
 _ids = st.binary(min_size=32, max_size=32)
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from ring.members import PARTITION_COUNT, Member, Membership
-from ring.placement import Ring, build_ring, partition_of, preview
+from ring.members import PARTITION_COUNT, Member, Membership, partition_of
+from ring.placement import Ring, build_ring, preview
 from ring.shares import feasible_shares, zone_shares
 
 EXAMPLES = settings(

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 
 from ring.chunk_catalog import ChunkCatalog
-from ring.chunk_index import ChunkIndex, IndexChange, IndexRow, partition_of, remove_index
+from ring.chunk_index import ChunkIndex, IndexChange, IndexRow, remove_index
 from ring.chunk_reader import ChunkReader, UnsoundError
 from ring.codec import encode
 from ring.errors import StoreFullError
 from ring.interfaces import CHUNK_ID_SIZE, PartitionDigest
-from ring.members import PARTITION_COUNT
+from ring.members import PARTITION_COUNT, partition_of
 from ring.store_changes import NewRecord, StoreChanges, StoreLimits
 from ring.store_recovery import open_index, prepare_directory, recover
 from ring.touches import Touches
